@@ -1,0 +1,1 @@
+//! The Backend trait, the CPU implementation and the conformance suite.

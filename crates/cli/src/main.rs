@@ -1,0 +1,2 @@
+//! The `tandem` program.
+fn main() {}

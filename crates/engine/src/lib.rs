@@ -1,0 +1,1 @@
+//! Scheduler, block allocator, prefix cache and request ledger.

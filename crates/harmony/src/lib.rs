@@ -1,0 +1,1 @@
+//! Conversation to tokens and back.

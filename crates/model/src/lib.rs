@@ -1,0 +1,1 @@
+//! Config, checkpoint reading, gpt-oss forward pass, KV cache, sampler.

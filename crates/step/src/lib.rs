@@ -1,0 +1,1 @@
+//! StepPlan and StepResult: the only boundary between engine and workers.
