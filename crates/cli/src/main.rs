@@ -1,2 +1,9 @@
 //! The `tandem` program.
-fn main() {}
+
+mod settings;
+
+fn main() -> anyhow::Result<()> {
+    let cli = settings::Cli::from_process()?;
+    println!("{cli:?}");
+    Ok(())
+}
