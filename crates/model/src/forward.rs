@@ -1,7 +1,5 @@
 //! The gpt-oss forward pass over any [`Backend`].
 
-use std::collections::HashMap;
-
 use tandem_backend::{
     AttentionContext, AttentionKind, Backend, BackendError, Batch, DenseFormat, ExpertsShape, ExpertsSource, KvFormat,
     KvShape, Rope,
@@ -107,12 +105,10 @@ impl<B: Backend> Model<B> {
         let config = store.config().clone();
         let loader = Loader { backend: &backend, store, dense: formats.dense };
         let embedding = loader.matrix("model.embed_tokens.weight", DenseFormat::Bf16)?;
-        let mut kv_layers = HashMap::new();
-        let mut layers = Vec::with_capacity(config.layers);
-        for (index, kind) in config.layer_kinds.iter().enumerate() {
-            let kv_layer = kv_layers.entry(*kind).or_insert(0);
-            layers.push(loader.layer(&config, index, *kind, *kv_layer)?);
-            *kv_layer += 1;
+        let mut layers = Vec::with_capacity(config.layers());
+        for (index, &kind) in config.layer_kinds.iter().enumerate() {
+            let kv_layer = config.layer_kinds[..index].iter().filter(|&&earlier| earlier == kind).count();
+            layers.push(loader.layer(&config, index, kind, kv_layer)?);
         }
         let final_norm = loader.vector("model.norm.weight")?;
         let lm_head = loader.matrix("lm_head.weight", formats.dense)?;
@@ -126,9 +122,8 @@ impl<B: Backend> Model<B> {
                 format: formats.kv,
             })
         };
-        let layers_of = |kind| config.layer_kinds.iter().filter(|k| **k == kind).count();
-        let full = pool(layers_of(LayerKind::Full), capacity.full_blocks)?;
-        let sliding = pool(layers_of(LayerKind::Sliding), capacity.sliding_blocks)?;
+        let full = pool(config.layers_of(LayerKind::Full), capacity.full_blocks)?;
+        let sliding = pool(config.layers_of(LayerKind::Sliding), capacity.sliding_blocks)?;
         let scratch = Scratch::new(&backend, &config, capacity.max_step_tokens as usize)?;
         let rope = config.rope();
         Ok(Self {
@@ -218,14 +213,12 @@ impl<B: Backend> Model<B> {
 
 impl<B: Backend> Scratch<B> {
     fn new(backend: &B, config: &Config, rows: usize) -> Result<Self, BackendError> {
-        let heads = config.heads * config.head_dim;
-        let qkv = (config.heads + 2 * config.kv_heads) * config.head_dim;
         let logit_rows = LOGIT_ROWS.min(rows);
         Ok(Self {
             residual: backend.buffer(rows, config.hidden)?,
             normed: backend.buffer(rows, config.hidden)?,
-            qkv: backend.buffer(rows, qkv)?,
-            attended: backend.buffer(rows, heads)?,
+            qkv: backend.buffer(rows, config.qkv_width())?,
+            attended: backend.buffer(rows, config.q_width())?,
             update: backend.buffer(rows, config.hidden)?,
             routing: backend.routing(rows, config.top_k)?,
             last: backend.buffer(logit_rows, config.hidden)?,
