@@ -6,9 +6,9 @@ use tandem_backend::{
 };
 use tandem_step::{Capacity, Pool};
 
-use crate::config::{Config, LayerKind};
-use crate::source::Concat;
-use crate::store::{StoreError, WeightStore};
+use crate::layout::{LayerTensor, TensorId};
+use crate::weights::{self, WeightStore};
+use crate::{CheckpointError, Config, LayerKind};
 
 /// Rows of logits computed at a time; bounds the logits buffer at 32 x vocab x 4 bytes (26 MB for gpt-oss).
 pub const LOGIT_ROWS: usize = 32;
@@ -27,7 +27,7 @@ pub struct Formats {
 pub enum ModelError {
     /// The weights could not be had.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Checkpoint(#[from] CheckpointError),
     /// The device refused.
     #[error("{what}: {source}")]
     Backend {
@@ -104,14 +104,14 @@ impl<B: Backend> Model<B> {
     ) -> Result<Self, ModelError> {
         let config = store.config().clone();
         let loader = Loader { backend: &backend, store, dense: formats.dense };
-        let embedding = loader.matrix("model.embed_tokens.weight", DenseFormat::Bf16)?;
+        let embedding = loader.matrix(TensorId::Embedding, DenseFormat::Bf16)?;
         let mut layers = Vec::with_capacity(config.layers());
         for (index, &kind) in config.layer_kinds.iter().enumerate() {
             let kv_layer = config.layer_kinds[..index].iter().filter(|&&earlier| earlier == kind).count();
             layers.push(loader.layer(&config, index, kind, kv_layer)?);
         }
-        let final_norm = loader.vector("model.norm.weight")?;
-        let lm_head = loader.matrix("lm_head.weight", formats.dense)?;
+        let final_norm = loader.vector(TensorId::FinalNorm)?;
+        let lm_head = loader.matrix(TensorId::LmHead, formats.dense)?;
         let pool = |layers: usize, blocks: u32| {
             backend.kv(KvShape {
                 layers,
@@ -229,7 +229,7 @@ impl<B: Backend> Scratch<B> {
     }
 }
 
-/// Reads named tensors onto the device.
+/// Reads tensors onto the device.
 struct Loader<'a, B: Backend> {
     backend: &'a B,
     store: &'a dyn WeightStore,
@@ -237,52 +237,43 @@ struct Loader<'a, B: Backend> {
 }
 
 impl<B: Backend> Loader<'_, B> {
-    fn matrix(&self, name: &str, format: DenseFormat) -> Result<B::Matrix, ModelError> {
-        let source = self.store.tensor(name)?;
-        self.backend.matrix(source.as_ref(), format).map_err(|source| loading(name, source))
+    fn matrix(&self, id: TensorId, format: DenseFormat) -> Result<B::Matrix, ModelError> {
+        let source = self.store.tensor(id)?;
+        self.backend.matrix(source.as_ref(), format).map_err(|source| loading(id, source))
     }
 
-    fn vector(&self, name: &str) -> Result<B::Vector, ModelError> {
-        let source = self.store.tensor(name)?;
-        self.backend.vector(source.as_ref()).map_err(|source| loading(name, source))
-    }
-
-    /// q, k and v as one matrix (`weight`) or one vector (`bias`): their rows one after another.
-    fn qkv(&self, layer: &str, part: &str) -> Result<Concat<'_>, ModelError> {
-        let mut parts = Vec::new();
-        for name in ["q", "k", "v"] {
-            parts.push(self.store.tensor(&format!("{layer}.self_attn.{name}_proj.{part}"))?);
-        }
-        Ok(Concat::new(parts))
+    fn vector(&self, id: TensorId) -> Result<B::Vector, ModelError> {
+        let source = self.store.tensor(id)?;
+        self.backend.vector(source.as_ref()).map_err(|source| loading(id, source))
     }
 
     fn layer(&self, config: &Config, index: usize, kind: LayerKind, kv_layer: usize) -> Result<Layer<B>, ModelError> {
-        let at = format!("model.layers.{index}");
-        let name = |rest: &str| format!("{at}.{rest}");
+        use LayerTensor::*;
+        let id = |tensor| TensorId::Layer(index, tensor);
         let kind = match kind {
             LayerKind::Full => AttentionKind::Full,
             LayerKind::Sliding => AttentionKind::Sliding { window: config.sliding_window },
         };
-        let qkv = self.qkv(&at, "weight")?;
-        let qkv_bias = self.qkv(&at, "bias")?;
+        let qkv = weights::qkv_weight(self.store, index)?;
+        let qkv_bias = weights::qkv_bias(self.store, index)?;
         Ok(Layer {
             kind,
             kv_layer,
-            input_norm: self.vector(&name("input_layernorm.weight"))?,
-            qkv: self.backend.matrix(&qkv, self.dense).map_err(|e| loading(&name("self_attn.qkv"), e))?,
-            qkv_bias: self.backend.vector(&qkv_bias).map_err(|e| loading(&name("self_attn.qkv bias"), e))?,
-            sinks: self.vector(&name("self_attn.sinks"))?,
-            out: self.matrix(&name("self_attn.o_proj.weight"), self.dense)?,
-            out_bias: self.vector(&name("self_attn.o_proj.bias"))?,
-            post_norm: self.vector(&name("post_attention_layernorm.weight"))?,
-            router: self.matrix(&name("mlp.router.weight"), DenseFormat::Bf16)?,
-            router_bias: self.vector(&name("mlp.router.bias"))?,
-            experts: self.experts(config, &name("mlp.experts"))?,
+            input_norm: self.vector(id(InputNorm))?,
+            qkv: self.backend.matrix(&qkv, self.dense).map_err(|source| loading(id(QWeight), source))?,
+            qkv_bias: self.backend.vector(&qkv_bias).map_err(|source| loading(id(QBias), source))?,
+            sinks: self.vector(id(Sinks))?,
+            out: self.matrix(id(OWeight), self.dense)?,
+            out_bias: self.vector(id(OBias))?,
+            post_norm: self.vector(id(PostAttentionNorm))?,
+            router: self.matrix(id(RouterWeight), DenseFormat::Bf16)?,
+            router_bias: self.vector(id(RouterBias))?,
+            experts: self.experts(config, index)?,
         })
     }
 
-    fn experts(&self, config: &Config, at: &str) -> Result<B::Experts, ModelError> {
-        let tensor = |rest: &str| self.store.tensor(&format!("{at}.{rest}"));
+    fn experts(&self, config: &Config, layer: usize) -> Result<B::Experts, ModelError> {
+        let tensor = |tensor| self.store.tensor(TensorId::Layer(layer, tensor));
         let shape = ExpertsShape {
             experts: config.experts,
             hidden: config.hidden,
@@ -290,9 +281,9 @@ impl<B: Backend> Loader<'_, B> {
             limit: config.swiglu_limit,
             alpha: config.swiglu_alpha,
         };
-        let (gate_up_blocks, down_blocks) = (tensor("gate_up_proj_blocks")?, tensor("down_proj_blocks")?);
-        let (gate_up_scales, down_scales) = (tensor("gate_up_proj_scales")?, tensor("down_proj_scales")?);
-        let (gate_up_bias, down_bias) = (tensor("gate_up_proj_bias")?, tensor("down_proj_bias")?);
+        let (gate_up_blocks, down_blocks) = (tensor(LayerTensor::GateUpBlocks)?, tensor(LayerTensor::DownBlocks)?);
+        let (gate_up_scales, down_scales) = (tensor(LayerTensor::GateUpScales)?, tensor(LayerTensor::DownScales)?);
+        let (gate_up_bias, down_bias) = (tensor(LayerTensor::GateUpBias)?, tensor(LayerTensor::DownBias)?);
         let source = ExpertsSource {
             gate_up_blocks: gate_up_blocks.as_ref(),
             gate_up_scales: gate_up_scales.as_ref(),
@@ -301,10 +292,11 @@ impl<B: Backend> Loader<'_, B> {
             down_scales: down_scales.as_ref(),
             down_bias: down_bias.as_ref(),
         };
-        self.backend.experts(shape, &source).map_err(|source| loading(at, source))
+        let first = TensorId::Layer(layer, LayerTensor::GateUpBlocks);
+        self.backend.experts(shape, &source).map_err(|source| loading(first, source))
     }
 }
 
-fn loading(name: &str, source: BackendError) -> ModelError {
-    ModelError::Backend { what: format!("loading {name}"), source }
+fn loading(id: TensorId, source: BackendError) -> ModelError {
+    ModelError::Backend { what: format!("loading {}", id.hub_name()), source }
 }
