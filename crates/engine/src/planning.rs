@@ -121,9 +121,9 @@ impl Scheduler {
     }
 
     fn emit_row(&mut self, work: &Work, plan: &mut StepPlan, now: Instant) -> Option<RowInFlight> {
+        let is_prefill = self.ledger[&work.id].is_prefilling();
         self.announce(work.id, plan, now);
         let record = self.ledger.get_mut(&work.id)?;
-        let is_prefill = record.is_prefilling();
         let row = record.next_row(work.tokens)?;
         let run = record.run.as_mut()?;
         run.planned += work.tokens;

@@ -95,9 +95,10 @@ impl Record {
         if is_complete { 0 } else { length - run.planned }
     }
 
-    /// Whether its next row continues from the token sampled last.
+    /// Whether its next row continues from the token sampled last, by the row before.
     pub(crate) fn is_decoding(&self) -> bool {
-        self.remaining() == 1 && self.run.as_ref().is_some_and(|run| run.planned >= self.prompt)
+        let is_past_prompt = |run: &Run| run.announced && run.planned >= self.prompt;
+        self.remaining() == 1 && self.run.as_ref().is_some_and(is_past_prompt)
     }
 
     /// Whether its next row is a chunk of known tokens.
