@@ -127,9 +127,8 @@ impl HeaderReader {
             let last = index + 1 == self.sections.len();
             let text = String::from_utf8_lossy(&section.bytes);
             let rest = scan.section(section.mark, &text, last && !complete);
-            if !rest.is_empty() {
-                scan.header.faulty = true;
-            }
+            let lacks_channel = section.mark == Mark::Channel && scan.header.channel.is_none();
+            scan.header.faulty |= !rest.is_empty() || lacks_channel;
             scan.header.content = if last { rest.to_string() } else { String::new() };
         }
         scan.header
@@ -182,6 +181,7 @@ impl Scan {
         }
         if let Some(recipient) = word.strip_prefix("to=") {
             self.expects_recipient = recipient.is_empty();
+            self.header.faulty |= recipient.is_empty() || mark == Mark::ContentType;
             self.header.recipient = Some(recipient.to_string());
             return true;
         }

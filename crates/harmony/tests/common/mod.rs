@@ -1,6 +1,6 @@
 //! What the tests of the parser share.
 
-use tandem_harmony::{Event, Parser, Summary, Tokenizer, Tool, ToolNames};
+use tandem_harmony::{Event, Parser, Summary, Tool, ToolNames};
 
 /// The output of a generation, its deltas joined.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,7 +39,8 @@ impl Reply {
 
 /// Names of tools as the parser wants them.
 pub fn names(tools: &[&str]) -> ToolNames {
-    let tool = |name: &&str| Tool { name: name.to_string(), description: String::new(), parameters: Default::default() };
+    let tool =
+        |name: &&str| Tool { name: name.to_string(), description: String::new(), parameters: Default::default() };
     ToolNames::new(&tools.iter().map(tool).collect::<Vec<_>>()).expect("legal tools")
 }
 
@@ -53,9 +54,4 @@ pub fn parse_tokens(tokens: &[u32], names: &ToolNames) -> (Reply, Summary) {
     let (events, summary) = parser.finish();
     reply.extend(events);
     (reply, summary)
-}
-
-/// Parses text in which `<|…|>` stand for control tokens; the tools are `get_weather` and `python`.
-pub fn parse(text: &str) -> (Reply, Summary) {
-    parse_tokens(&Tokenizer::shared().encode_with_special(text), &names(&["get_weather", "python"]))
 }
