@@ -1,9 +1,7 @@
 //! The forward pass against logits that transformers computed in f32 from the same checkpoints, and fast mode against
 //! exact mode over the same weights.
 
-mod common;
-
-use common::{Harness, divergence, relative_error, top};
+use crate::harness::{Harness, divergence, relative_error, top};
 use tandem_backend::{DenseFormat, KvFormat, Precision};
 use tandem_testkit::{CheckpointSpec, golden};
 
