@@ -2,7 +2,9 @@
 
 pub mod checkpoint;
 mod config;
+pub mod inspect;
 pub mod layout;
+pub mod memory;
 pub mod sources;
 mod synthetic;
 mod weights;
