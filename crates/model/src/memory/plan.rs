@@ -3,10 +3,8 @@ use tandem_step::Capacity;
 
 use super::table::{MemoryLine, MemoryTable, human};
 use super::weights::{Counting, WeightBytes, weight_bytes};
+use crate::forward::LOGIT_ROWS;
 use crate::{Config, LayerKind};
-
-/// Rows of logits computed at a time.
-const LOGIT_ROWS: usize = 32;
 
 /// What a model is to be loaded with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
