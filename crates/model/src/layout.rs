@@ -210,7 +210,7 @@ impl fmt::Display for TensorKind {
 }
 
 /// Number format of a tensor in a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Dtype {
     /// bfloat16, little-endian.
     Bf16,

@@ -3,7 +3,9 @@
 pub mod checkpoint;
 mod config;
 mod forward;
+pub mod inspect;
 pub mod layout;
+pub mod memory;
 mod runner;
 mod sampler;
 pub mod sources;

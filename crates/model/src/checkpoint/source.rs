@@ -1,5 +1,6 @@
 use std::fs::File;
 use std::io;
+#[cfg(target_os = "linux")]
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -35,12 +36,14 @@ impl Shard {
     }
 }
 
-/// Reads this long leave the page cache at once; shorter ones with their whole tensor, since the pages around them are
-/// about to be read too.
-const DROP_BYTES: usize = 1 << 20;
+/// Loading goes through a tensor from front to back, on several threads that stay near each other. In steps of this many
+/// bytes of the file, what comes next is asked for and what lies two steps behind is let go.
+const STRIPE_BYTES: u64 = 8 << 20;
 
 /// The rows of one tensor, read with `pread`. What was read is dropped from the page cache, which on machines whose
 /// accelerator shares the memory would otherwise hold the weights a second time.
+///
+/// All of it is advice to the kernel: readers in any other order get the same bytes, only slower.
 pub(super) struct TensorSource<'a> {
     shard: &'a Shard,
     id: TensorId,
@@ -49,7 +52,28 @@ pub(super) struct TensorSource<'a> {
 
 impl<'a> TensorSource<'a> {
     pub fn new(shard: &'a Shard, id: TensorId, place: Place) -> Self {
-        Self { shard, id, place }
+        let source = Self { shard, id, place };
+        source.advise(place.offset, STRIPE_BYTES, Advice::WillNeed);
+        source
+    }
+
+    /// Advises about the part of the tensor that lies in `offset .. offset + bytes` of the file.
+    fn advise(&self, offset: u64, bytes: u64, advice: Advice) {
+        let tensor_end = self.place.offset + self.place.rows as u64 * self.place.row_bytes as u64;
+        let (start, end) = (offset.max(self.place.offset), offset.saturating_add(bytes).min(tensor_end));
+        if start < end {
+            advise(&self.shard.file, start, end - start, advice);
+        }
+    }
+
+    /// Moves the window of cached pages along when a read enters a new stripe of the file.
+    fn follow(&self, offset: u64, bytes: u64) {
+        let (before, stripe) = (offset / STRIPE_BYTES, (offset + bytes) / STRIPE_BYTES);
+        if before != stripe {
+            self.advise((stripe + 1) * STRIPE_BYTES, STRIPE_BYTES, Advice::WillNeed);
+            let behind = before.saturating_sub(1) * STRIPE_BYTES;
+            self.advise(behind, stripe * STRIPE_BYTES - STRIPE_BYTES - behind, Advice::DontNeed);
+        }
     }
 
     fn error(&self, error: io::Error, what: &str) -> io::Error {
@@ -86,9 +110,7 @@ impl RowSource for TensorSource<'_> {
         rows_asked(self, first, out)?;
         let offset = self.place.offset + (first * self.place.row_bytes) as u64;
         self.shard.file.read_exact_at(out, offset).map_err(|error| self.error(error, "reading"))?;
-        if out.len() >= DROP_BYTES {
-            drop_from_page_cache(&self.shard.file, offset, out.len() as u64);
-        }
+        self.follow(offset, out.len() as u64);
         match self.id {
             TensorId::Layer(_, tensor) if tensor.is_scales() => self.check_scales(first, out),
             _ => Ok(()),
@@ -98,19 +120,26 @@ impl RowSource for TensorSource<'_> {
 
 impl Drop for TensorSource<'_> {
     fn drop(&mut self) {
-        let bytes = self.place.rows as u64 * self.place.row_bytes as u64;
-        drop_from_page_cache(&self.shard.file, self.place.offset, bytes);
+        self.advise(0, u64::MAX, Advice::DontNeed);
     }
 }
 
-/// Tells the kernel that these bytes will not be read again. Only advice: it may fail and nothing is lost.
+#[derive(Clone, Copy)]
+enum Advice {
+    WillNeed,
+    DontNeed,
+}
+
+/// Tells the kernel how a range of a file will be used. It may decline, and nothing is lost.
 #[cfg(target_os = "linux")]
-fn drop_from_page_cache(file: &File, offset: u64, bytes: u64) {
+fn advise(file: &File, offset: u64, bytes: u64, advice: Advice) {
+    let advice = match advice {
+        Advice::WillNeed => libc::POSIX_FADV_WILLNEED,
+        Advice::DontNeed => libc::POSIX_FADV_DONTNEED,
+    };
     // SAFETY: takes numbers only, and the descriptor is open as long as `file` lives.
-    unsafe {
-        libc::posix_fadvise(file.as_raw_fd(), offset as libc::off_t, bytes as libc::off_t, libc::POSIX_FADV_DONTNEED);
-    }
+    unsafe { libc::posix_fadvise(file.as_raw_fd(), offset as libc::off_t, bytes as libc::off_t, advice) };
 }
 
 #[cfg(not(target_os = "linux"))]
-fn drop_from_page_cache(_file: &File, _offset: u64, _bytes: u64) {}
+fn advise(_file: &File, _offset: u64, _bytes: u64, _advice: Advice) {}
