@@ -111,6 +111,11 @@ impl ApiError {
         Self::unavailable("shutting_down", 10, "the server is shutting down")
     }
 
+    /// 503: the engine takes no requests.
+    pub(crate) fn engine_not_running(reason: &str) -> Self {
+        Self::unavailable("engine_not_running", 5, format!("the engine is not running: {reason}"))
+    }
+
     /// 504: the request ran into the time limit.
     pub(crate) fn time_limit(seconds: u64) -> Self {
         let message = format!("the request was ended after the time limit of {seconds} s");
@@ -159,7 +164,7 @@ impl From<SubmitError> for ApiError {
     fn from(error: SubmitError) -> Self {
         match &error {
             SubmitError::QueueFull { .. } => Self::unavailable("queue_full", 1, error.to_string()),
-            SubmitError::NotRunning(_) => Self::unavailable("engine_not_running", 5, error.to_string()),
+            SubmitError::NotRunning(reason) => Self::engine_not_running(reason),
             SubmitError::PromptTooLong { prompt, context } => Self::context_exceeded("prompt", *context, *prompt, 1),
             SubmitError::EmptyPrompt | SubmitError::UnknownToken { .. } => {
                 Self::invalid_value("prompt", error.to_string())
