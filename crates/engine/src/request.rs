@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use tandem_step::{Sampling, TokenLogprobs};
+use tandem_step::{Capacity, Sampling, TokenLogprobs};
 
 /// Names a submitted request within one engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -20,6 +20,22 @@ pub struct Request {
     /// Score the prompt: report the log-probability of every prompt token but the first, with this many alternatives.
     /// Such a request reads nothing from the prefix cache.
     pub prompt_logprobs: Option<u8>,
+}
+
+impl Request {
+    /// Checks what can be checked before any work: the prompt's length and tokens.
+    pub fn check(&self, capacity: &Capacity) -> Result<(), SubmitError> {
+        if self.prompt.is_empty() {
+            return Err(SubmitError::EmptyPrompt);
+        }
+        if self.prompt.len() >= capacity.context as usize {
+            return Err(SubmitError::PromptTooLong { prompt: self.prompt.len(), context: capacity.context });
+        }
+        match self.prompt.iter().find(|token| **token >= capacity.vocab) {
+            Some(&token) => Err(SubmitError::UnknownToken { token, vocab: capacity.vocab }),
+            None => Ok(()),
+        }
+    }
 }
 
 /// What the engine tells about a request, in this order: `Started`, any `PromptScores`, any `Token`, one `Finished`.
