@@ -20,7 +20,6 @@ use crate::request_log::RequestLog;
 use crate::router::RequestName;
 use crate::sse::{self, Broken, EventSender};
 use crate::state::{ApiState, Served};
-use crate::usage::Tally;
 
 /// Answers a chat completion request, whole or as a stream.
 pub(crate) async fn create(

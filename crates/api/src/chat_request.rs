@@ -13,7 +13,6 @@ use crate::state::{ApiState, Served};
 /// The fields that only chat completions have, as typed by the client.
 #[derive(Debug, Deserialize)]
 struct ChatFields {
-    model: Option<String>,
     messages: Vec<MessageFields>,
     tools: Option<Vec<ToolFields>>,
     tool_choice: Option<Value>,
@@ -77,9 +76,9 @@ struct RenderedChat {
 
 /// Reads, checks and renders a request.
 pub(crate) fn plan(value: &Value, state: &ApiState, served: &Served) -> Result<ChatPlan, ApiError> {
+    served.check_model(value)?;
     let params = Params::read(value, &served.model, state.settings())?;
     let fields: ChatFields = body::typed(value)?;
-    served.check_name(fields.model.as_deref())?;
     let logprobs = logprobs(fields.logprobs, fields.top_logprobs)?;
     let RenderedChat { prompt, forced, tool_names } = rendered(fields, state, served)?;
     let output_tokens = params.output_tokens("messages", prompt.len(), served.model.context)?;

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::error::ApiError;
 use crate::metrics::Meter;
-use crate::state::{ApiState, Served};
+use crate::state::{ApiState, Served, is_true};
 
 /// Pause before the queue is tried again for the later choices of a request.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
@@ -97,9 +97,11 @@ impl Generation {
             }
             let (index, update) = tokio::select! {
                 biased;
-                _ = self.overflow.notified() => return Err(ApiError::slow_reader()),
-                _ = self.ending.wait_for(|&ending| ending) => return Err(ApiError::shutting_down()),
-                _ = sleep_until(self.deadline) => return Err(self.time_limit()),
+                () = self.overflow.notified() => return Err(ApiError::slow_reader()),
+                () = is_true(&mut self.ending) => return Err(ApiError::shutting_down()),
+                () = sleep_until(self.deadline) => {
+                    return Err(ApiError::time_limit(self.state.settings().request_timeout.as_secs()));
+                }
                 Some(update) = self.updates.recv() => update,
             };
             if !self.running.contains_key(&index) {
@@ -158,10 +160,6 @@ impl Generation {
                 }
             }
         })
-    }
-
-    fn time_limit(&self) -> ApiError {
-        ApiError::time_limit(self.state.settings().request_timeout.as_secs())
     }
 
     fn abort_all(&mut self) {

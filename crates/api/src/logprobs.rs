@@ -61,14 +61,23 @@ impl CompletionLogprobs {
         self.tokens.len()
     }
 
-    /// Takes the tokens from `start` on out of the lists.
-    pub(crate) fn split_off(&mut self, start: usize) -> Self {
+    /// Takes the tokens out whose text begins before `offset`.
+    pub(crate) fn take_before(&mut self, offset: usize) -> Self {
+        let count = self.text_offset.partition_point(|&begins| begins < offset);
         Self {
-            tokens: self.tokens.split_off(start),
-            token_logprobs: self.token_logprobs.split_off(start),
-            top_logprobs: self.top_logprobs.split_off(start),
-            text_offset: self.text_offset.split_off(start),
+            tokens: self.tokens.drain(..count).collect(),
+            token_logprobs: self.token_logprobs.drain(..count).collect(),
+            top_logprobs: self.top_logprobs.drain(..count).collect(),
+            text_offset: self.text_offset.drain(..count).collect(),
         }
+    }
+
+    /// Adds the tokens of `more` at the end.
+    pub(crate) fn append(&mut self, more: Self) {
+        self.tokens.extend(more.tokens);
+        self.token_logprobs.extend(more.token_logprobs);
+        self.top_logprobs.extend(more.top_logprobs);
+        self.text_offset.extend(more.text_offset);
     }
 }
 

@@ -17,7 +17,7 @@ pub(crate) async fn list(State(state): State<ApiState>) -> Result<Json<Value>, A
 /// The model of that name.
 pub(crate) async fn one(State(state): State<ApiState>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
     let served = state.served()?;
-    served.check_name(Some(&name))?;
+    served.check_name(&name)?;
     Ok(Json(entry(&served, &name)))
 }
 

@@ -2,9 +2,11 @@
 
 use std::sync::{Arc, Mutex, OnceLock};
 
+use serde_json::Value;
 use tandem_engine::Engine;
 use tokio::sync::watch;
 
+use crate::body;
 use crate::date;
 use crate::error::ApiError;
 use crate::metrics::Metrics;
@@ -86,6 +88,13 @@ impl ApiState {
     }
 }
 
+/// Waits until a flag is raised; for ever, if whoever could raise it is gone.
+pub(crate) async fn is_true(flag: &mut watch::Receiver<bool>) {
+    if flag.wait_for(|&raised| raised).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
 impl ReadyFlag {
     /// From now on requests are served. Only the first call counts.
     pub fn ready(&self, engine: Engine, model: ModelInfo) {
@@ -110,13 +119,23 @@ impl Served {
         &self.names
     }
 
-    /// Checks the model that a request names; none means the one served.
-    pub(crate) fn check_name(&self, name: Option<&str>) -> Result<(), ApiError> {
-        match name {
-            Some(name) if !self.names.iter().any(|known| known == name) => {
-                Err(ApiError::model_not_found(name, self.name()))
+    /// Checks the `model` of a request; none means the one served.
+    pub(crate) fn check_model(&self, request: &Value) -> Result<(), ApiError> {
+        match &request["model"] {
+            Value::Null => Ok(()),
+            Value::String(name) => self.check_name(name),
+            other => {
+                let message = format!("'model' is {}; a string is expected", body::kind(other));
+                Err(ApiError::invalid_type("model", message))
             }
-            _ => Ok(()),
+        }
+    }
+
+    /// Checks that `name` is one of the model's.
+    pub(crate) fn check_name(&self, name: &str) -> Result<(), ApiError> {
+        match self.names.iter().any(|known| known == name) {
+            true => Ok(()),
+            false => Err(ApiError::model_not_found(name, self.name())),
         }
     }
 

@@ -17,7 +17,6 @@ use crate::state::ApiState;
 /// What to tokenize: `prompt`, as `/v1/completions` reads it, or the `messages` of a chat completion request.
 #[derive(Deserialize)]
 struct TokenizeFields {
-    model: Option<String>,
     prompt: Option<String>,
     messages: Option<Value>,
     return_token_strs: Option<bool>,
@@ -25,7 +24,6 @@ struct TokenizeFields {
 
 #[derive(Deserialize)]
 struct DetokenizeFields {
-    model: Option<String>,
     tokens: Vec<u32>,
 }
 
@@ -35,8 +33,8 @@ pub(crate) async fn tokenize(State(state): State<ApiState>, request: Request) ->
     let (parts, body) = request.into_parts();
     let body = body::read(&parts.headers, body, state.settings()).await?;
     blocking(move || {
+        served.check_model(&body)?;
         let fields: TokenizeFields = body::typed(&body)?;
-        served.check_name(fields.model.as_deref())?;
         chat_request::check_vocabulary(&served)?;
         let tokens = match (fields.prompt, fields.messages) {
             (Some(prompt), None) => Tokenizer::shared().encode_with_special(&prompt),
@@ -61,8 +59,8 @@ pub(crate) async fn detokenize(State(state): State<ApiState>, request: Request) 
     let (parts, body) = request.into_parts();
     let body = body::read(&parts.headers, body, state.settings()).await?;
     blocking(move || {
+        served.check_model(&body)?;
         let fields: DetokenizeFields = body::typed(&body)?;
-        served.check_name(fields.model.as_deref())?;
         check_tokens("tokens", &fields.tokens, Tokenizer::VOCAB_SIZE as u32)?;
         Ok(Json(json!({"prompt": Tokenizer::shared().decode(&fields.tokens)})))
     })
