@@ -3,7 +3,7 @@
 //! The layout follows OpenAI's harmony format: a system message with fixed lines, a developer message with the
 //! instructions and the tools, then the turns. It ends with `<|start|>assistant`, where the model takes over.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::conversation::{Conversation, Message, RecipientPosition, Tool, ToolCall};
 use crate::header::{HeaderReader, Opening};
@@ -92,13 +92,15 @@ struct Prompt<'a> {
     conversation: &'a Conversation,
     names: ToolNames,
     tokens: Vec<u32>,
-    /// The client's tool name by call id.
-    calls: HashMap<&'a str, &'a str>,
+    /// The client's tool name by call id, of the calls so far.
+    called: HashMap<&'a str, &'a str>,
+    /// The names among them, for results without an id.
+    called_names: HashSet<&'a str>,
 }
 
 impl<'a> Prompt<'a> {
     fn new(conversation: &'a Conversation, names: ToolNames) -> Self {
-        Self { conversation, names, tokens: Vec::new(), calls: HashMap::new() }
+        Self { conversation, names, tokens: Vec::new(), called: HashMap::new(), called_names: HashSet::new() }
     }
 
     fn control(&mut self, token: u32) {
@@ -156,7 +158,8 @@ impl<'a> Prompt<'a> {
             Message::User { text } => self.plain("user", "", text),
             Message::Assistant { reasoning, content, tool_calls, tokens } => {
                 for call in tool_calls {
-                    self.calls.insert(&call.id, &call.name);
+                    self.called.insert(&call.id, &call.name);
+                    self.called_names.insert(&call.name);
                 }
                 match tokens.as_deref().and_then(own_messages) {
                     Some(messages) => self.replay(&messages, keep_analysis),
@@ -216,12 +219,11 @@ impl<'a> Prompt<'a> {
     }
 
     fn tool_result(&mut self, call_id: &str, name: Option<&str>, text: &str) -> Result<(), RenderError> {
-        let name = match (call_id, name) {
-            ("", Some(name)) => self.calls.values().find(|called| **called == name).copied(),
-            (id, _) => self.calls.get(id).copied(),
+        let (call, called) = match name {
+            Some(name) if call_id.is_empty() => (name, self.called_names.get(name)),
+            _ => (call_id, self.called.get(call_id)),
         };
-        let orphan = || if call_id.is_empty() { name.unwrap_or_default() } else { call_id };
-        let Some(name) = name else { return Err(RenderError::OrphanToolResult { call: orphan().to_string() }) };
+        let name = *called.ok_or_else(|| RenderError::OrphanToolResult { call: call.to_string() })?;
         let author = format!("functions.{} to=assistant", self.names.model_name(name));
         self.plain(&author, "commentary", text);
         Ok(())

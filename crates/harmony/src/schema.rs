@@ -16,7 +16,7 @@ pub(crate) fn function_type(parameters: &Value) -> String {
     if parameters.is_null() {
         return "() => any".to_string();
     }
-    let mut writer = Writer { root: parameters, types: 0, refs: Vec::new() };
+    let mut writer = Writer { root: parameters, types: 0, depth: 0, refs: Vec::new() };
     format!("(_: {}) => any", writer.described_type(parameters, ""))
 }
 
@@ -34,6 +34,7 @@ fn lines(text: &str) -> impl Iterator<Item = &str> {
 struct Writer<'a> {
     root: &'a Value,
     types: usize,
+    depth: usize,
     /// The references being expanded.
     refs: Vec<&'a str>,
 }
@@ -54,12 +55,19 @@ impl<'a> Writer<'a> {
         types.join(" | ")
     }
 
-    /// The types of which `schema` allows any one.
+    /// The types of which `schema` allows any one, within the limits.
     fn union(&mut self, schema: &'a Value, indent: &str) -> Vec<String> {
         self.types += 1;
-        if self.types > TYPES_MAX || indent.len() > 4 * DEPTH_MAX || self.refs.len() > DEPTH_MAX {
+        if self.types > TYPES_MAX || self.depth == DEPTH_MAX {
             return vec!["any".to_string()];
         }
+        self.depth += 1;
+        let types = self.expanded(schema, indent);
+        self.depth -= 1;
+        types
+    }
+
+    fn expanded(&mut self, schema: &'a Value, indent: &str) -> Vec<String> {
         if schema == &Value::Bool(false) {
             return vec!["never".to_string()];
         }
