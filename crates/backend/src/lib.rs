@@ -4,6 +4,7 @@
 //! and nothing of requests, checkpoints or text.
 
 mod batch;
+pub mod conformance;
 pub mod cpu;
 mod error;
 mod formats;

@@ -25,7 +25,9 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return fail(&error, EXIT_USAGE),
     };
-    if let Err(error) = start_log(&cli.log) {
+    let quiet = !matches!(cli.action, Action::Serve(_));
+    let level = cli.log.as_deref().unwrap_or(if quiet { "warn" } else { "info" });
+    if let Err(error) = start_log(level) {
         return fail(&error, EXIT_USAGE);
     }
     let done = match &cli.action {

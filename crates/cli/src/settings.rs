@@ -21,9 +21,10 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub action: Action,
-    /// How much to log: error, warn, info, debug, trace, or a tracing filter like tandem_engine=debug.
-    #[arg(long, global = true, env = "TANDEM_LOG", default_value = "info", value_name = "LEVEL")]
-    pub log: String,
+    /// How much to log: error, warn, info, debug, trace, or a tracing filter like tandem_engine=debug (default: info for
+    /// serve, warn for the others).
+    #[arg(long, global = true, env = "TANDEM_LOG", value_name = "LEVEL")]
+    pub log: Option<String>,
     /// Read settings from this file (TOML, keys as the long flags).
     #[arg(long, global = true, env = "TANDEM_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -81,6 +82,9 @@ pub struct ModelArgs {
     /// CPU instruction set (default: the best this machine has): scalar, avx2, avx512-vnni, neon-dotprod, neon-i8mm.
     #[arg(long, value_name = "NAME", env = "TANDEM_ISA")]
     pub isa: Option<String>,
+    /// Most requests waiting; beyond that clients are told to come back (503).
+    #[arg(long, value_name = "N", default_value_t = 256, env = "TANDEM_MAX_QUEUE", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub max_queue: u32,
     /// Steps handed to the worker before the first one's result is back.
     #[arg(long, value_name = "N", default_value_t = 1, env = "TANDEM_PIPELINE_DEPTH", value_parser = clap::value_parser!(u8).range(1..=2))]
     pub pipeline_depth: u8,
@@ -101,9 +105,6 @@ pub struct ServeArgs {
     /// Name that clients see (default: the folder's name). Further ones are aliases.
     #[arg(long, value_name = "NAME", env = "TANDEM_SERVED_MODEL_NAME", value_delimiter = ',')]
     pub served_model_name: Vec<String>,
-    /// Most requests waiting; beyond that clients are told to come back (503).
-    #[arg(long, value_name = "N", default_value_t = 256, env = "TANDEM_MAX_QUEUE", value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    pub max_queue: u32,
     /// Longest time a request may take, queue included, like 600s or 10m.
     #[arg(long, value_name = "TIME", default_value = "60m", env = "TANDEM_REQUEST_TIMEOUT", value_parser = parse_duration)]
     pub request_timeout: Duration,
@@ -167,9 +168,6 @@ pub struct InspectArgs {
     /// The model.
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Print JSON.
-    #[arg(long, env = "TANDEM_JSON")]
-    pub json: bool,
 }
 
 /// Shapes of synthetic models.

@@ -121,12 +121,7 @@ impl Scheduler {
         if self.in_flight.len() >= self.settings.pipeline_depth as usize {
             return None;
         }
-        let mut work = self.gather()?;
-        if work.is_empty() && self.in_flight.is_empty() && !self.waiting.is_empty() {
-            // The only running request did not fit beside the blocks it was to copy, and went back to the queue. Now
-            // that nothing runs, it starts without them.
-            work = self.gather()?;
-        }
+        let work = self.gather()?;
         if work.is_empty() { None } else { Some(self.emit(&work, now)) }
     }
 

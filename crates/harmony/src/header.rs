@@ -7,6 +7,8 @@
 //! Models deviate: parts doubled, glued or missing. The reader takes what fits and says where content begins that
 //! no `<|message|>` announced.
 
+use crate::detokenize::Utf8Stream;
+
 /// Words that never stop the reading of a header: what a model writes as the content type.
 const CONTENT_TYPES: [&str; 3] = ["json", "code", "text"];
 const AUTHORS: [&str; 5] = ["assistant", "user", "system", "developer", "tool"];
@@ -31,7 +33,7 @@ pub(crate) enum Opening {
 }
 
 /// What a header says.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Header {
     pub(crate) author: Option<String>,
     pub(crate) channel: Option<String>,
@@ -39,6 +41,8 @@ pub(crate) struct Header {
     pub(crate) recipient: Option<String>,
     /// Text that belongs to the content, where `<|message|>` is missing.
     pub(crate) content: String,
+    /// The unfinished character after that text.
+    pub(crate) utf8: Utf8Stream,
     /// Whether anything was other than the format says.
     pub(crate) faulty: bool,
 }
@@ -48,6 +52,8 @@ pub(crate) struct Header {
 pub(crate) struct HeaderReader {
     opening: Opening,
     sections: Vec<Section>,
+    /// Of the last section.
+    utf8: Utf8Stream,
     tokens: usize,
     stray_tokens: usize,
 }
@@ -56,7 +62,7 @@ pub(crate) struct HeaderReader {
 #[derive(Clone, Debug)]
 struct Section {
     mark: Mark,
-    bytes: Vec<u8>,
+    text: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,8 +74,8 @@ enum Mark {
 
 impl HeaderReader {
     pub(crate) fn new(opening: Opening) -> Self {
-        let author = Section { mark: Mark::Author, bytes: Vec::new() };
-        Self { opening, sections: vec![author], tokens: 0, stray_tokens: 0 }
+        let author = Section { mark: Mark::Author, text: String::new() };
+        Self { opening, sections: vec![author], utf8: Utf8Stream::default(), tokens: 0, stray_tokens: 0 }
     }
 
     /// Whether nothing has been read yet.
@@ -88,16 +94,17 @@ impl HeaderReader {
     }
 
     fn begin(&mut self, mark: Mark) -> bool {
-        self.sections.push(Section { mark, bytes: Vec::new() });
+        let unfinished = self.utf8.finish();
+        self.add_text(&unfinished);
+        self.sections.push(Section { mark, text: String::new() });
         self.tokens += 1;
         self.tokens > TOKENS_MAX
     }
 
     /// Takes the bytes of a text token. True where content has begun without `<|message|>`.
     pub(crate) fn text(&mut self, bytes: &[u8]) -> bool {
-        if let Some(section) = self.sections.last_mut() {
-            section.bytes.extend_from_slice(bytes);
-        }
+        let text = self.utf8.push(bytes);
+        self.add_text(&text);
         self.tokens += 1;
         if self.scan(false).content.is_empty() {
             return self.tokens > TOKENS_MAX;
@@ -105,6 +112,12 @@ impl HeaderReader {
         self.stray_tokens += 1;
         let plain_text = self.opening != Opening::Started && self.sections.len() == 1;
         plain_text || self.stray_tokens > STRAY_TOKENS_MAX || self.tokens > TOKENS_MAX
+    }
+
+    fn add_text(&mut self, text: &str) {
+        if let Some(section) = self.sections.last_mut() {
+            section.text += text;
+        }
     }
 
     /// The header, ended by `<|message|>`: what fits nowhere is dropped.
@@ -117,7 +130,7 @@ impl HeaderReader {
 
     /// The header, ended by anything else: what fits nowhere is content.
     pub(crate) fn finish_without_message(self) -> Header {
-        Header { faulty: true, ..self.scan(true) }
+        Header { faulty: true, utf8: self.utf8.clone(), ..self.scan(true) }
     }
 
     fn scan(&self, complete: bool) -> Header {
@@ -125,8 +138,7 @@ impl HeaderReader {
         scan.header.faulty = self.opening == Opening::Loose;
         for (index, section) in self.sections.iter().enumerate() {
             let last = index + 1 == self.sections.len();
-            let text = String::from_utf8_lossy(&section.bytes);
-            let rest = scan.section(section.mark, &text, last && !complete);
+            let rest = scan.section(section.mark, &section.text, last && !complete);
             let lacks_channel = section.mark == Mark::Channel && scan.header.channel.is_none();
             scan.header.faulty |= !rest.is_empty() || lacks_channel;
             scan.header.content = if last { rest.to_string() } else { String::new() };

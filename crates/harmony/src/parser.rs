@@ -193,7 +193,7 @@ impl Parser {
 
     /// `<|message|>`: the header is complete.
     fn begin_content(&mut self, events: &mut Vec<Event>) {
-        match self.take_header() {
+        match self.header() {
             Some(header) => self.open(header.finish(), events),
             None => self.recovered += 1,
         }
@@ -205,7 +205,7 @@ impl Parser {
             self.recovered += 1;
             return;
         }
-        let mut header = self.take_header().unwrap_or_else(|| {
+        let mut header = self.header().unwrap_or_else(|| {
             self.end_message(events);
             HeaderReader::new(Opening::Loose)
         });
@@ -237,13 +237,13 @@ impl Parser {
 
     /// Content has begun without `<|message|>`.
     fn begin_content_unannounced(&mut self, events: &mut Vec<Event>) {
-        if let Some(header) = self.take_header() {
+        if let Some(header) = self.header() {
             self.open(header.finish_without_message(), events);
         }
     }
 
     /// The header being read, or a new one after a stop token; `None` inside content.
-    fn take_header(&mut self) -> Option<HeaderReader> {
+    fn header(&self) -> Option<HeaderReader> {
         match &self.state {
             State::Header(header) => Some(header.clone()),
             State::Ended(_) => Some(HeaderReader::new(Opening::Loose)),
@@ -305,7 +305,7 @@ impl Parser {
         let sink = self.sink(&header, channel, &mut faulty, events);
         let channel = if matches!(sink, Sink::Call(_)) { Channel::Commentary } else { channel };
         self.recovered += u32::from(faulty);
-        self.state = State::Body(Body { sink, channel, utf8: Utf8Stream::default(), blank: true, begun: false });
+        self.state = State::Body(Body { sink, channel, utf8: header.utf8, blank: true, begun: false });
         self.write(header.content, events);
     }
 

@@ -46,9 +46,10 @@ impl ToolNames {
             return Err(RenderError::UnnamedTool);
         }
         let mut names = Self::default();
+        let mut tried = HashMap::new();
         let (legal, illegal): (Vec<_>, Vec<_>) = tools.iter().partition(|tool| is_legal(&tool.name));
         for tool in legal.into_iter().chain(illegal) {
-            names.insert(&tool.name);
+            names.insert(&tool.name, &mut tried);
         }
         Ok(names)
     }
@@ -69,11 +70,17 @@ impl ToolNames {
         self.to_model.contains_key(client)
     }
 
-    fn insert(&mut self, client: &str) {
+    /// Gives the tool the first of `name`, `name_2`, `name_3`… that is free. `tried`: how far each name has got.
+    fn insert(&mut self, client: &str, tried: &mut HashMap<String, u32>) {
         let name = legal_name(client);
-        let numbered = (2u32..).map(|number| format!("{}_{number}", truncated(&name, NAME_CHARS_MAX - 11)));
-        let mut candidates = std::iter::once(name.clone()).chain(numbered);
-        let free = candidates.find(|name| !self.to_client.contains_key(name)).unwrap_or(name.clone());
+        let number = tried.entry(name.clone()).or_insert(0);
+        let free = loop {
+            *number += 1;
+            let candidate = if *number == 1 { name.clone() } else { numbered(&name, *number) };
+            if !self.to_client.contains_key(&candidate) {
+                break candidate;
+            }
+        };
         self.to_model.insert(client.to_string(), free.clone());
         self.to_client.insert(free, client.to_string());
     }
@@ -98,8 +105,11 @@ pub(crate) fn cleaned(name: &str) -> String {
     if name.is_empty() { "unknown".to_string() } else { name }
 }
 
-fn truncated(name: &str, chars: usize) -> String {
-    name.chars().take(chars).collect()
+/// `name_2`, within the longest length.
+fn numbered(name: &str, number: u32) -> String {
+    let suffix = format!("_{number}");
+    let stem: String = name.chars().take(NAME_CHARS_MAX - suffix.len()).collect();
+    stem + &suffix
 }
 
 fn is_name_char(char: char) -> bool {

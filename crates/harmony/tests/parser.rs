@@ -189,7 +189,15 @@ fn missing_channel() {
 
 #[test]
 fn plain_text_streams_at_once() {
-    for text in ["Hello there, how are you?", " user friendly", "text is fine", "Final", "1 + 1"] {
+    for text in [
+        "Hello there, how are you?",
+        " user friendly",
+        "text is fine",
+        "Final",
+        "1 + 1",
+        "\u{1f980} hi",
+        "final\u{1f980}",
+    ] {
         recovers(text, said(text));
     }
     let mut parser = Parser::new(&names(&[]));

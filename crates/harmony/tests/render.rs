@@ -241,7 +241,8 @@ fn text_never_becomes_a_control_token() {
 fn illegal_and_colliding_names_are_mapped() {
     let mut chat = conversation(vec![]);
     let long = "x".repeat(200);
-    let names = ["python", "a.b", "a_b", "find", "functions", "é", &long, "<|call|>", "python_tool"];
+    let longer = "x".repeat(300);
+    let names = ["python", "a.b", "a_b", "a:b", "find", "functions", "é", &long, &longer, "<|call|>", "python_tool"];
     chat.tools = names.iter().map(|name| tool(name)).collect();
     let names_of = rendered(&chat).tool_names;
     let mut seen = std::collections::HashSet::new();

@@ -94,7 +94,7 @@ fn references() {
     is(json!({"$ref": "#/$defs/Missing"}), "any");
     is(json!({"$ref": "https://example.com/schema"}), "any");
     is(json!({"$ref": "#/$defs/Node"}), "{\n    next?: any,\n    value?: number,\n    }");
-    is(json!({"$ref": "#"}), &property(json!({"$ref": "#"}))["p: ".len()..].trim_end_matches(',').to_string());
+    is(json!({"$ref": "#"}), "{\n    p: any,\n    }");
 }
 
 #[test]

@@ -29,6 +29,9 @@ pub(crate) fn exp(x: f32) -> f32 {
 #[inline(always)]
 pub(crate) fn swiglu(gate: f32, up: f32, limit: f32, alpha: f32) -> f32 {
     let a = if gate > limit { limit } else { gate };
+    // Not a clamp of the model: below this the product is under 1e-34, and far below it the exponential would overflow.
+    let floor = -85.0 / alpha;
+    let a = if a < floor { floor } else { a };
     let u = if up > limit { limit } else { up };
     let u = if u < -limit { -limit } else { u };
     a / (1.0 + exp(-alpha * a)) * (u + 1.0)

@@ -96,6 +96,7 @@ impl Simulation {
     /// Applies the oldest result kept back; `false` if there is none.
     pub fn apply(&mut self) -> bool {
         let Some(result) = self.results.pop_front() else { return false };
+        self.worker.returned();
         self.scheduler.apply(result, self.now).unwrap();
         self.settle();
         true

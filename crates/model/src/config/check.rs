@@ -38,11 +38,11 @@ pub(super) fn check(config: &Config, file: &Path, keys: &Keys) -> Result<(), Con
         ensure((1..=max).contains(&found), file, key, || format!("1 to {max}"), found)?;
     }
     for (key, found) in [("hidden_size", c.hidden), ("intermediate_size", c.intermediate)] {
-        ensure(found % 32 == 0, file, key, || "a multiple of 32, the MXFP4 group".into(), found)?;
+        ensure(found.is_multiple_of(32), file, key, || "a multiple of 32, the MXFP4 group".into(), found)?;
     }
-    ensure(c.head_dim % 2 == 0, file, "head_dim", || "an even number, for rotary pairs".into(), c.head_dim)?;
+    ensure(c.head_dim.is_multiple_of(2), file, "head_dim", || "an even number, for rotary pairs".into(), c.head_dim)?;
     let divisor = || format!("a divisor of num_attention_heads, which is {}", c.heads);
-    ensure(c.heads % c.kv_heads == 0, file, "num_key_value_heads", divisor, c.kv_heads)?;
+    ensure(c.heads.is_multiple_of(c.kv_heads), file, "num_key_value_heads", divisor, c.kv_heads)?;
     let at_most = || format!("at most {}, which is {}", keys.experts, c.experts);
     ensure(c.top_k <= c.experts, file, keys.top_k, at_most, c.top_k)?;
     check_numbers(c, file)

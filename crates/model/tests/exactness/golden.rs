@@ -1,8 +1,7 @@
-//! The forward pass against logits that transformers computed in f32 from the same checkpoints.
+//! The forward pass against logits that transformers computed in f32 from the same checkpoints, and fast mode against
+//! exact mode over the same weights.
 
-mod common;
-
-use common::{Harness, divergence, relative_error, top};
+use crate::harness::{Harness, divergence, relative_error, top};
 use tandem_backend::{DenseFormat, KvFormat, Precision};
 use tandem_testkit::{CheckpointSpec, golden};
 
@@ -33,8 +32,8 @@ fn exact_mode_matches_transformers_at_every_position() {
 #[test]
 fn fast_mode_stays_close_to_exact_mode() {
     for (name, spec) in FILES {
-        let mut exact = Harness::exact(&spec);
         for dense in [DenseFormat::Bf16, DenseFormat::Q8] {
+            let mut exact = Harness::new(&spec, Precision::Exact, dense, KvFormat::F32);
             let mut fast = Harness::new(&spec, Precision::Fast, dense, KvFormat::Bf16);
             let (mut total, mut positions, mut clear, mut agree) = (0.0, 0, 0, 0);
             for prompt in golden(name).unwrap() {

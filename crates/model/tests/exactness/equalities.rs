@@ -1,8 +1,6 @@
 //! What must be the same to the bit in exact mode.
 
-mod common;
-
-use common::{Harness, Part};
+use crate::harness::{Harness, Part};
 use tandem_testkit::{CheckpointSpec, golden};
 
 const FILES: [(&str, CheckpointSpec); 2] = [("a", CheckpointSpec::A), ("b", CheckpointSpec::B)];
