@@ -76,9 +76,7 @@ def test_a_stream_adds_up(client, model):
 
 
 def greedy(client, model, **more):
-    return client.completions.create(
-        model=model, prompt=PROMPT, max_tokens=24, temperature=0, extra_body={"ignore_eos": True}, **more
-    ).choices[0]
+    return client.completions.create(model=model, prompt=PROMPT, max_tokens=24, temperature=0, **more).choices[0]
 
 
 def test_stop_strings_end_the_text_before_them(client, model):
