@@ -15,7 +15,6 @@ use tandem_model::{
 };
 use tracing::info;
 
-use crate::demo;
 use crate::settings::{Dense, Device, Kv, ModelArgs, SyntheticShape};
 
 /// Positions of a KV block.
@@ -141,8 +140,7 @@ impl Source {
         if let Some(folder) = &args.model {
             return Ok(Self { store: Box::new(Checkpoint::open(folder)?), name: folder_name(folder), notice: None });
         }
-        let store = Box::new(Checkpoint::open(&demo::checkpoint()?)?);
-        Ok(Self { store, name: demo::NAME.into(), notice: Some(demo::NOTICE) })
+        bail!("name a checkpoint folder, or try --synthetic tiny");
     }
 }
 

@@ -2,7 +2,6 @@
 
 mod bench;
 mod chat;
-mod demo;
 mod inspect;
 mod load;
 mod serve;
