@@ -28,6 +28,7 @@ ARROWS = {
     "link": set(),
     "client": set(),
     "step": set(),
+    "testkit": set(),
 }
 
 # Pairs that must not meet, on any path. The edge never sees a tensor; devices and wires know nothing of each other.

@@ -27,10 +27,10 @@ impl MemoryTable {
     }
 }
 
-/// Decimal megabytes, or gigabytes from ten on up.
+/// Decimal megabytes, or gigabytes from one on up.
 pub(crate) fn human(bytes: u64) -> String {
     match bytes {
-        0..10_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        0..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
         _ => format!("{:.2} GB", bytes as f64 / 1e9),
     }
 }
