@@ -63,7 +63,7 @@ impl Scheduler {
         let end = row.start + row.length;
         run.computed = end;
         run.sampling -= u32::from(row.sample);
-        let keep = match end >= record.prompt || run.cuts.contains(&end) {
+        let keep = match end == record.tokens.len() as u32 || run.cuts.contains(&end) {
             true => Keep::UntilEvicted,
             false => Keep::WhileRecent,
         };

@@ -132,7 +132,7 @@ fn a_common_beginning_is_found_from_the_third_request_on() {
 
 #[test]
 fn prompts_that_begin_alike_and_come_together_compute_the_beginning_once() {
-    let mut simulation = Simulation::new(roomy(), settings(16, 2));
+    let mut simulation = Simulation::new(roomy(), settings(40, 2));
     let mut random = Random(3);
     let system = random.tokens(77, 1000);
     let ids: Vec<RequestId> = (0..4)
@@ -199,16 +199,35 @@ fn scored_prompts_read_nothing_from_the_cache_but_leave_something_there() {
 
 #[test]
 fn what_was_used_last_is_evicted_last() {
-    // Room for the blocks of two prompts at a time, and a bit.
-    let capacity = Capacity { full_blocks: 64 + 20, ..roomy() };
+    // Room in one of the pools for the blocks of one running request, those of the favourite, and a few.
+    for (full_blocks, sliding_blocks) in [(84, 256), (512, 44)] {
+        let capacity = Capacity { full_blocks, sliding_blocks, ..roomy() };
+        let mut simulation = Simulation::new(capacity, settings(64, 2));
+        let mut random = Random(5);
+        let favourite = random.tokens(100, 1000);
+        simulation.complete(request(favourite.clone(), 1));
+        for _ in 0..8 {
+            let other = random.tokens(150, 1000);
+            simulation.complete(request(other, 1));
+            assert_eq!(simulation.complete(request(favourite.clone(), 1)).cached, Some(99));
+        }
+        simulation.check_outcomes();
+    }
+}
+
+#[test]
+fn a_beginning_that_is_used_stays_while_what_followed_it_goes() {
+    let capacity = Capacity { sliding_blocks: 44, ..roomy() };
     let mut simulation = Simulation::new(capacity, settings(64, 2));
     let mut random = Random(5);
-    let favourite = random.tokens(100, 1000);
-    simulation.complete(request(favourite.clone(), 1));
-    for _ in 0..5 {
-        let other = random.tokens(150, 1000);
-        simulation.complete(request(other, 1));
-        assert_eq!(simulation.complete(request(favourite.clone(), 1)).cached, Some(99));
+    let system = random.tokens(77, 1000);
+    for round in 0..10 {
+        let said = random.tokens(40, 1000);
+        let prompt = [&system[..], &[round], &said].concat();
+        let cached = simulation.complete(request(prompt, 5)).cached;
+        assert!(round < 2 || cached == Some(77), "round {round}: {cached:?}");
+        stranger(&mut random, &mut simulation);
+        simulation.finish();
     }
     simulation.check_outcomes();
 }

@@ -112,7 +112,7 @@ fn the_youngest_is_preempted_and_starts_once() {
     // Two requests fit with their prompts, but not to their ends.
     let capacity = Capacity { full_blocks: 64, sliding_blocks: 40, max_streams: 2, ..roomy() };
     for depth in [1, 2] {
-        let mut simulation = Simulation::new(capacity, settings(16, depth));
+        let mut simulation = Simulation::new(capacity, settings(40, depth));
         let old = simulation.submit(request(prompt(1, 90), 150));
         let young = simulation.submit(request(prompt(2, 90), 150));
         while !is_finished(&simulation, old) {
@@ -154,6 +154,27 @@ fn a_machine_that_fits_one_request_exactly_runs_it_to_the_end_of_its_context() {
             assert!(matches!(refused, Some(StartError::Pool { pool: "full", .. })), "{refused:?}");
         }
     }
+}
+
+#[test]
+fn a_hit_that_does_not_fit_beside_the_blocks_it_copies_is_forgone() {
+    let capacity = Capacity { full_blocks: 64, ..roomy() };
+    let mut simulation = Simulation::new(capacity, settings(8, 2));
+    simulation.complete(request(prompt(1, 250), 6));
+    // 62 whole blocks could be shared and one copied, but with the two that the rest needs that makes 65.
+    let similar = [&prompt(1, 249)[..], &[1, 2, 3, 4, 5, 6]].concat();
+    assert_eq!(simulation.complete(request(similar, 1)).cached, Some(0));
+    simulation.check_outcomes();
+}
+
+#[test]
+fn a_prompt_that_does_not_fit_beside_those_being_computed_waits() {
+    let capacity = Capacity { full_blocks: 64, ..roomy() };
+    let mut simulation = Simulation::new(capacity, settings(8, 2));
+    (0..4).for_each(|seed| _ = simulation.submit(request(prompt(seed, 150), 5)));
+    simulation.finish();
+    simulation.check_outcomes();
+    assert_eq!(simulation.scheduler.stats().preemptions, 0);
 }
 
 #[test]
