@@ -1,1 +1,42 @@
-//! The HTTP edge.
+//! The HTTP edge: OpenAI's protocol in front of the engine.
+//!
+//! A request is read (`body`), checked and rendered to token ids (`chat_request`, `completion_request`), handed to the
+//! engine (`generation`), and its tokens are read back into a reply (`chat_choice`, `completion_choice`) that is sent
+//! whole or as events (`sse`). Nothing that a client sends is answered with a 5xx, and every wait and
+//! every buffer has a limit in [`ApiSettings`].
+
+mod blocking;
+mod body;
+mod chat;
+mod chat_choice;
+mod chat_request;
+mod completion_choice;
+mod completion_request;
+mod completions;
+mod conversation;
+mod date;
+mod error;
+mod generation;
+mod histogram;
+mod ids;
+mod logprobs;
+mod metrics;
+mod models;
+mod params;
+mod probes;
+mod replay;
+mod request_log;
+mod router;
+mod serve;
+mod settings;
+mod sse;
+mod state;
+mod tokenize;
+mod usage;
+mod write_deadline;
+
+pub use error::ApiError;
+pub use router::router;
+pub use serve::serve;
+pub use settings::{ApiSettings, ModelInfo};
+pub use state::{ApiState, ReadyFlag};

@@ -1,1 +1,26 @@
 //! Scheduler, block allocator, prefix cache and request ledger.
+//!
+//! Synchronous throughout: no async, no I/O. [`Engine`] owns one thread that turns requests into plans for a
+//! [`tandem_step::Worker`] and results into updates.
+
+mod admission;
+mod cache;
+mod driver;
+mod engine;
+mod planning;
+mod pool;
+mod publish;
+mod record;
+mod request;
+mod results;
+mod scheduler;
+mod settings;
+mod stats;
+mod store;
+
+pub use engine::Engine;
+pub use request::{FinishReason, Finished, Request, RequestId, RequestTimings, SubmitError, Update, UpdateSink, Usage};
+pub use results::ResultError;
+pub use scheduler::Scheduler;
+pub use settings::{EngineSettings, StartError};
+pub use stats::EngineStats;

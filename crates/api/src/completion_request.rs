@@ -1,0 +1,153 @@
+//! A completion request: from JSON to prompts.
+
+use serde::Deserialize;
+use serde_json::Value;
+use tandem_harmony::Tokenizer;
+
+use crate::body::{self, kind};
+use crate::chat_request::check_vocabulary;
+use crate::error::ApiError;
+use crate::params::{self, Params, check_tokens};
+use crate::state::{ApiState, Served};
+
+/// Tokens generated where the request does not say; OpenAI's default.
+const MAX_TOKENS_DEFAULT: u32 = 16;
+
+/// The fields that only completions have, as typed by the client.
+#[derive(Debug, Deserialize)]
+struct CompletionFields {
+    prompt: Option<Value>,
+    echo: Option<bool>,
+    logprobs: Option<i64>,
+    best_of: Option<i64>,
+    suffix: Option<String>,
+    skip_special_tokens: Option<bool>,
+}
+
+/// A completion request, checked and tokenized.
+pub(crate) struct CompletionPlan {
+    pub params: Params,
+    /// Token ids, one list per prompt.
+    pub prompts: Vec<Vec<u32>>,
+    /// Most tokens to generate.
+    pub output_tokens: u32,
+    /// Repeat the prompt in front of the text.
+    pub echo: bool,
+    /// Alternatives per token, where log-probabilities are asked for.
+    pub logprobs: Option<u8>,
+    /// Leave control tokens out of the generated text.
+    pub skip_special_tokens: bool,
+}
+
+impl CompletionPlan {
+    /// The number of choices: `n` for each prompt, one prompt after the other.
+    pub(crate) fn choices(&self) -> usize {
+        self.prompts.len() * self.params.n
+    }
+
+    /// The prompt of a choice.
+    pub(crate) fn prompt_of(&self, choice: usize) -> &[u32] {
+        &self.prompts[choice / self.params.n]
+    }
+
+    /// Whether there is anything for the engine to do.
+    pub(crate) fn computes(&self) -> bool {
+        self.output_tokens > 0 || self.scores_prompt()
+    }
+
+    /// Whether the tokens of the prompt are to be scored.
+    pub(crate) fn scores_prompt(&self) -> bool {
+        self.echo && self.logprobs.is_some()
+    }
+}
+
+/// Reads, checks and tokenizes a request.
+pub(crate) fn plan(value: &Value, state: &ApiState, served: &Served) -> Result<CompletionPlan, ApiError> {
+    served.check_model(value)?;
+    let mut params = Params::read(value, &served.model, state.settings())?;
+    params.max_tokens.get_or_insert(MAX_TOKENS_DEFAULT.max(params.min_tokens));
+    let fields: CompletionFields = body::typed(value)?;
+    check_refused(&fields, params.n)?;
+    let prompts = prompts(fields.prompt.as_ref(), served)?;
+    let choices = prompts.len().saturating_mul(params.n);
+    let choices_max = state.settings().choices_max;
+    if choices > choices_max {
+        let message = format!(
+            "{} prompts times 'n' of {} are {choices} choices, at most {choices_max} are allowed",
+            prompts.len(),
+            params.n
+        );
+        return Err(ApiError::invalid_value("prompt", message));
+    }
+    let mut output_tokens = 0;
+    for prompt in &prompts {
+        output_tokens = params.output_tokens("prompt", prompt.len(), served.model.context)?;
+    }
+    Ok(CompletionPlan {
+        params,
+        prompts,
+        output_tokens,
+        echo: fields.echo.unwrap_or(false),
+        logprobs: fields.logprobs.map(|top| params::top_logprobs("logprobs", top)).transpose()?,
+        skip_special_tokens: fields.skip_special_tokens.unwrap_or(true),
+    })
+}
+
+fn check_refused(fields: &CompletionFields, n: usize) -> Result<(), ApiError> {
+    if fields.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()) {
+        return Err(ApiError::unsupported("suffix", "'suffix' is not supported: the model was not trained to insert"));
+    }
+    match fields.best_of {
+        Some(best_of) if best_of != n as i64 => {
+            Err(ApiError::unsupported("best_of", "'best_of' is not supported; leave it out or make it equal to 'n'"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// One text, one list of token ids, or an array of either.
+fn prompts(value: Option<&Value>, served: &Served) -> Result<Vec<Vec<u32>>, ApiError> {
+    let one = |param: &str, value: &Value| Ok(vec![prompt(param, value, served)?]);
+    match value {
+        None | Some(Value::Null) => Err(ApiError::missing("prompt")),
+        Some(Value::Array(list)) => match list.first() {
+            None => Err(ApiError::invalid_value("prompt", "'prompt' is an empty array")),
+            Some(Value::Number(_)) => one("prompt", &value.cloned().unwrap_or_default()),
+            Some(_) => {
+                list.iter().enumerate().map(|(at, value)| prompt(&format!("prompt[{at}]"), value, served)).collect()
+            }
+        },
+        Some(value) => one("prompt", value),
+    }
+}
+
+fn prompt(param: &str, value: &Value, served: &Served) -> Result<Vec<u32>, ApiError> {
+    let tokens = match value {
+        Value::String(text) => {
+            check_vocabulary(served)?;
+            Tokenizer::shared().encode_with_special(text)
+        }
+        Value::Array(ids) => token_ids(param, ids, served)?,
+        other => {
+            let message = format!("'{param}' is {}; a string or an array of token ids is expected", kind(other));
+            return Err(ApiError::invalid_type(param, message));
+        }
+    };
+    if tokens.is_empty() {
+        return Err(ApiError::invalid_value(param, format!("'{param}' is empty; at least one token is needed")));
+    }
+    Ok(tokens)
+}
+
+fn token_ids(param: &str, ids: &[Value], served: &Served) -> Result<Vec<u32>, ApiError> {
+    let id = |(at, value): (usize, &Value)| {
+        value.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(|| {
+            let path = format!("{param}[{at}]");
+            let message = format!("'{path}' is {value}; a token id is expected");
+            ApiError::invalid_type(path, message)
+        })
+    };
+    let ids: Vec<u32> = ids.iter().enumerate().map(id).collect::<Result<_, _>>()?;
+    check_tokens(param, &ids, served.model.vocab)?;
+    Ok(ids)
+}

@@ -1,0 +1,44 @@
+//! `GET /health`, `/ready`, `/metrics` and `/version`: for whoever watches the server.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use crate::error::ApiError;
+use crate::state::ApiState;
+
+/// 200 while the process works: a model that is loading is healthy, an engine that stopped is not.
+pub(crate) async fn health(State(state): State<ApiState>) -> Result<Json<Value>, ApiError> {
+    check_engine(&state)?;
+    Ok(Json(json!({"status": "ok"})))
+}
+
+/// 200 once requests are served.
+pub(crate) async fn ready(State(state): State<ApiState>) -> Result<Json<Value>, ApiError> {
+    let served = state.served()?;
+    check_engine(&state)?;
+    Ok(Json(json!({"status": "ready", "model": served.name()})))
+}
+
+/// The figures in Prometheus' text format.
+pub(crate) async fn metrics(State(state): State<ApiState>) -> Response {
+    let served = state.served().ok();
+    let model = served.as_ref().map_or("", |served| served.name());
+    let stats = served.as_ref().map(|served| served.engine.stats());
+    let page = state.metrics().write(model, stats);
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page).into_response()
+}
+
+/// The version of this software.
+pub(crate) async fn version() -> Json<Value> {
+    Json(json!({"version": env!("CARGO_PKG_VERSION")}))
+}
+
+fn check_engine(state: &ApiState) -> Result<(), ApiError> {
+    match state.served().ok().and_then(|served| served.engine.trouble()) {
+        Some(reason) => Err(ApiError::engine_not_running(&reason)),
+        None => Ok(()),
+    }
+}

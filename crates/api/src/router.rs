@@ -1,0 +1,72 @@
+//! The routes, and what happens around every request.
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{HeaderName, HeaderValue, Method, Uri};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use tracing::Instrument;
+
+use crate::error::ApiError;
+use crate::state::ApiState;
+use crate::{chat, completions, ids, models, probes, tokenize};
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The longest request id that is taken over from a client.
+const REQUEST_ID_BYTES_MAX: usize = 128;
+
+/// A request's name: in its log lines, its `x-request-id` and the id of its reply.
+#[derive(Clone, Debug)]
+pub(crate) struct RequestName(pub String);
+
+/// The routes of the HTTP edge.
+pub fn router(state: ApiState) -> Router {
+    Router::new()
+        .route("/v1/chat/completions", post(chat::create))
+        .route("/v1/completions", post(completions::create))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*id}", get(models::one))
+        .route("/health", get(probes::health))
+        .route("/ready", get(probes::ready))
+        .route("/metrics", get(probes::metrics))
+        .route("/version", get(probes::version))
+        .route("/tokenize", post(tokenize::tokenize))
+        .route("/detokenize", post(tokenize::detokenize))
+        .fallback(unknown_route)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(middleware::from_fn_with_state(state.clone(), around))
+        .with_state(state)
+}
+
+/// Names the request, counts the response, and puts both names where they belong.
+async fn around(State(state): State<ApiState>, mut request: Request, next: Next) -> Response {
+    let given = request.headers().get(X_REQUEST_ID).filter(|id| is_plain(id)).cloned();
+    let name = ids::unique_name("");
+    let echoed = given.unwrap_or_else(|| HeaderValue::from_str(&name).expect("hexadecimal digits are a header value"));
+    let span = tracing::info_span!("request", id = echoed.to_str().unwrap_or(&name));
+    request.extensions_mut().insert(RequestName(name));
+    let (method, path) = (request.method().clone(), request.uri().path().to_string());
+    let mut response = next.run(request).instrument(span.clone()).await;
+    let status = response.status().as_u16();
+    state.metrics().count_response(status);
+    span.in_scope(|| match status {
+        500.. => tracing::warn!(%method, path, status, "response"),
+        _ => tracing::debug!(%method, path, status, "response"),
+    });
+    response.headers_mut().insert(X_REQUEST_ID, echoed);
+    response
+}
+
+fn is_plain(id: &HeaderValue) -> bool {
+    let is_short = (1..=REQUEST_ID_BYTES_MAX).contains(&id.len());
+    is_short && id.as_bytes().iter().all(u8::is_ascii_graphic)
+}
+
+async fn unknown_route(method: Method, uri: Uri) -> Response {
+    ApiError::unknown_route(method.as_str(), uri.path()).into_response()
+}
+
+async fn method_not_allowed(method: Method, uri: Uri) -> Response {
+    ApiError::method_not_allowed(method.as_str(), uri.path()).into_response()
+}

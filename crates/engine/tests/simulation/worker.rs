@@ -1,0 +1,250 @@
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use tandem_engine::{FinishReason, Request};
+use tandem_step::{
+    BlockAssignment, Capacity, Input, Pool, Row, RowResult, Sampling, Start, StepPlan, StepResult, StepTimings,
+    TokenLogprobs,
+};
+
+use super::mix;
+
+/// What a position of a KV block holds: which token, where, and what came before it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Cell {
+    token: u32,
+    position: u32,
+    prefix: u64,
+}
+
+pub struct HashWorker {
+    capacity: Capacity,
+    prefill_chunk: u32,
+    epoch: u64,
+    next_step: u64,
+    full: Vec<Option<Cell>>,
+    sliding: Vec<Option<Cell>>,
+    slots: Vec<Option<Slot>>,
+    /// Blocks that each step in flight writes.
+    writing: VecDeque<BTreeSet<(Pool, u32)>>,
+}
+
+struct Slot {
+    sampling: Sampling,
+    generated: u32,
+    /// Tokens known at the start and sampled since, where the sampling needs them.
+    history: Vec<u32>,
+    sampled: Option<u32>,
+    /// Next position to be fed; unknown until the first row.
+    position: Option<u32>,
+    blocks: BTreeMap<(Pool, u32), u32>,
+}
+
+impl HashWorker {
+    pub fn new(capacity: Capacity, prefill_chunk: u32) -> Self {
+        let cells = |blocks: u32| vec![None; (blocks * capacity.block_tokens) as usize];
+        Self {
+            full: cells(capacity.full_blocks),
+            sliding: cells(capacity.sliding_blocks),
+            slots: (0..capacity.max_streams).map(|_| None).collect(),
+            epoch: 0,
+            next_step: 0,
+            writing: VecDeque::new(),
+            capacity,
+            prefill_chunk,
+        }
+    }
+
+    /// Runs a plan, panicking where a real worker would compute something wrong.
+    pub fn run(&mut self, plan: StepPlan) -> StepResult {
+        assert_eq!((plan.epoch, plan.step), (self.epoch, self.next_step), "plans come in order, each once");
+        self.next_step += 1;
+        for slot in &plan.ends {
+            assert!(self.slots[*slot as usize].take().is_some(), "slot {slot} ended without having started");
+        }
+        plan.starts.iter().for_each(|start| self.start(start));
+        for copy in &plan.copies {
+            let size = self.capacity.block_tokens as usize;
+            let from = copy.from as usize * size;
+            self.cells(copy.pool).copy_within(from..from + size, copy.to as usize * size);
+        }
+        self.check_sizes(&plan);
+        self.check_writes(&plan);
+        // All rows write before any reads, as in a batched layer: rows must not depend on each other's order.
+        let tokens: Vec<_> = plan.rows.iter().map(|row| self.write(row)).collect();
+        let rows = plan.rows.iter().zip(tokens).map(|(row, tokens)| self.answer(row, &tokens)).collect();
+        StepResult { epoch: plan.epoch, step: plan.step, rows, timings: StepTimings::default() }
+    }
+
+    fn start(&mut self, start: &Start) {
+        let slot = &mut self.slots[start.slot as usize];
+        assert!(slot.is_none(), "slot {} is taken", start.slot);
+        assert_eq!(start.history.is_empty(), !start.sampling.needs_history());
+        *slot = Some(Slot {
+            sampling: start.sampling.clone(),
+            generated: start.generated,
+            history: start.history.clone(),
+            sampled: None,
+            position: None,
+            blocks: BTreeMap::new(),
+        });
+    }
+
+    fn check_sizes(&self, plan: &StepPlan) {
+        assert!(!plan.rows.is_empty(), "a step without rows");
+        let lengths = || plan.rows.iter().map(|row| row.input.len() as u32);
+        assert!(lengths().sum::<u32>() <= self.capacity.max_step_tokens, "a step larger than agreed");
+        let prompts: u32 = lengths().filter(|length| *length > 1).sum();
+        assert!(prompts <= self.prefill_chunk, "{prompts} prompt tokens in a step");
+        let mut slots: Vec<_> = plan.rows.iter().map(|row| row.slot).collect();
+        slots.sort_unstable();
+        slots.dedup();
+        assert_eq!(slots.len(), plan.rows.len(), "two rows for a slot");
+    }
+
+    /// The oldest step in flight is over.
+    pub fn returned(&mut self) {
+        self.writing.pop_front();
+    }
+
+    /// Blocks that a step in flight still writes must not be given to anybody.
+    fn check_writes(&mut self, plan: &StepPlan) {
+        for BlockAssignment { pool, block, .. } in plan.rows.iter().flat_map(|row| &row.blocks) {
+            let is_written = self.writing.iter().any(|blocks| blocks.contains(&(*pool, *block)));
+            assert!(!is_written, "{pool:?} block {block} is assigned while a step in flight writes it");
+        }
+        self.writing.push_back(BTreeSet::new());
+    }
+
+    fn cells(&mut self, pool: Pool) -> &mut Vec<Option<Cell>> {
+        match pool {
+            Pool::Full => &mut self.full,
+            Pool::Sliding => &mut self.sliding,
+        }
+    }
+
+    fn slot(&mut self, slot: u32) -> &mut Slot {
+        self.slots[slot as usize].as_mut().expect("a row's slot has started")
+    }
+
+    fn address(&mut self, slot: u32, pool: Pool, position: u32) -> usize {
+        let size = self.capacity.block_tokens;
+        let block = *self
+            .slot(slot)
+            .blocks
+            .get(&(pool, position / size))
+            .unwrap_or_else(|| panic!("slot {slot} has no {pool:?} block for position {position}"));
+        (block * size + position % size) as usize
+    }
+
+    /// Assigns a row's blocks and writes its tokens' cells; returns the tokens.
+    fn write(&mut self, row: &Row) -> Vec<u32> {
+        let slot = self.slot(row.slot);
+        for BlockAssignment { pool, index, block } in &row.blocks {
+            slot.blocks.insert((*pool, *index), *block);
+        }
+        assert_eq!(slot.position.unwrap_or(row.position), row.position, "a row skips or repeats positions");
+        slot.position = Some(row.position + row.input.len() as u32);
+        let tokens = match &row.input {
+            Input::Tokens(tokens) => tokens.clone(),
+            Input::Sampled => vec![slot.sampled.expect("the slot's previous row sampled")],
+        };
+        let mut prefix = match row.position.checked_sub(1) {
+            Some(before) => {
+                let address = self.address(row.slot, Pool::Full, before);
+                self.full[address].expect("the position before was written").prefix
+            }
+            None => 0,
+        };
+        for (&token, position) in tokens.iter().zip(row.position..) {
+            prefix = extend(prefix, token);
+            for pool in [Pool::Full, Pool::Sliding] {
+                let address = self.address(row.slot, pool, position);
+                self.cells(pool)[address] = Some(Cell { token, position, prefix });
+                let block = address as u32 / self.capacity.block_tokens;
+                self.writing.back_mut().expect("the running step is the last").insert((pool, block));
+            }
+        }
+        tokens
+    }
+
+    /// Reads all a row's queries read, and answers it.
+    fn answer(&mut self, row: &Row, tokens: &[u32]) -> RowResult {
+        let end = row.position + tokens.len() as u32;
+        let window_start = (row.position + 1).saturating_sub(self.capacity.window);
+        let mut prefix = 0;
+        let mut prefixes = Vec::new();
+        for position in 0..end {
+            let address = self.address(row.slot, Pool::Full, position);
+            let cell = self.full[address].expect("a full position read was written");
+            prefix = extend(prefix, cell.token);
+            assert_eq!(cell, Cell { token: cell.token, position, prefix }, "slot {} reads another's block", row.slot);
+            if position >= window_start {
+                let address = self.address(row.slot, Pool::Sliding, position);
+                assert_eq!(self.sliding[address], Some(cell), "slot {}: sliding position {position}", row.slot);
+            }
+            prefixes.push(prefix);
+        }
+        let scores = row.score.iter().flat_map(|score| {
+            assert!(!score.targets.is_empty() && score.targets.len() <= tokens.len());
+            let here = &prefixes[row.position as usize..];
+            score.targets.iter().zip(here).map(|(target, prefix)| score_of(*prefix, *target)).collect::<Vec<_>>()
+        });
+        let scores = scores.collect();
+        let (token, logprobs) = if row.sample { self.sample(row.slot, prefix, end) } else { (None, None) };
+        RowResult { slot: row.slot, token, logprobs, scores }
+    }
+
+    fn sample(&mut self, slot: u32, prefix: u64, position: u32) -> (Option<u32>, Option<TokenLogprobs>) {
+        let vocab = self.capacity.vocab;
+        let slot = self.slot(slot);
+        let token = sample(prefix, position, &slot.sampling, slot.generated, &slot.history, vocab);
+        slot.generated += 1;
+        slot.sampled = Some(token);
+        if slot.sampling.needs_history() {
+            slot.history.push(token);
+        }
+        (Some(token), slot.sampling.logprobs.map(|_| score_of(prefix, token)))
+    }
+}
+
+fn extend(prefix: u64, token: u32) -> u64 {
+    mix(prefix ^ (u64::from(token) + 1))
+}
+
+fn score_of(prefix: u64, token: u32) -> TokenLogprobs {
+    let logprob = -((extend(prefix, token) % 1000) as f32) / 100.0;
+    TokenLogprobs { token, logprob, top: Vec::new() }
+}
+
+fn sample(prefix: u64, position: u32, sampling: &Sampling, generated: u32, history: &[u32], vocab: u32) -> u32 {
+    let history = history.iter().fold(1, |hash, token| extend(hash, *token));
+    let drawn = mix(prefix ^ sampling.seed) ^ mix(u64::from(position)) ^ mix(history + u64::from(generated));
+    (mix(drawn) % u64::from(vocab)) as u32
+}
+
+/// What a request gets if nothing else ever ran: its tokens, prompt scores and end.
+pub fn expected(request: &Request, capacity: &Capacity) -> (Vec<u32>, Vec<TokenLogprobs>, FinishReason) {
+    let prompt = &request.prompt;
+    let mut prefix = 0;
+    let mut scores = Vec::new();
+    for (index, token) in prompt.iter().enumerate() {
+        prefix = extend(prefix, *token);
+        if let Some(next) = prompt.get(index + 1).filter(|_| request.prompt_logprobs.is_some()) {
+            scores.push(score_of(prefix, *next));
+        }
+    }
+    let mut tokens = prompt.clone();
+    let limit = (prompt.len() + request.max_tokens as usize).min(capacity.context as usize);
+    let mut reason = FinishReason::Length;
+    while tokens.len() < limit && reason == FinishReason::Length {
+        let history = if request.sampling.needs_history() { &tokens[..] } else { &[] };
+        let generated = (tokens.len() - prompt.len()) as u32;
+        let token = sample(prefix, tokens.len() as u32, &request.sampling, generated, history, capacity.vocab);
+        tokens.push(token);
+        prefix = extend(prefix, token);
+        if request.stop_tokens.contains(&token) {
+            reason = FinishReason::Stop(token);
+        }
+    }
+    (tokens[prompt.len()..].to_vec(), scores, reason)
+}

@@ -1,0 +1,117 @@
+use serde::{Deserialize, Serialize};
+
+use crate::Sampling;
+
+/// One step of the model: what every worker does, in this order: `ends`, `starts`, `copies`, `rows`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StepPlan {
+    /// Raised whenever workers are lost and state is rebuilt; a worker refuses plans of another epoch.
+    pub epoch: u64,
+    /// Counts up by one within an epoch.
+    pub step: u64,
+    /// Slots whose request is over or preempted; the worker forgets what it knew of them.
+    pub ends: Vec<u32>,
+    /// Requests that take a slot. The slot is free, or is in `ends` of this same plan.
+    pub starts: Vec<Start>,
+    /// Block copies to make before any row runs.
+    pub copies: Vec<BlockCopy>,
+    /// The tokens to run, at most one row per slot.
+    pub rows: Vec<Row>,
+}
+
+/// A request takes a slot.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Start {
+    /// The slot it takes, in `0..max_streams`.
+    pub slot: u32,
+    /// How its tokens are chosen.
+    pub sampling: Sampling,
+    /// All tokens known at the start, where [`Sampling::needs_history`]; otherwise empty.
+    pub history: Vec<u32>,
+    /// How many tokens had been generated before the start (more than 0 after a preemption). Where `history` is given
+    /// these are its last ones.
+    pub generated: u32,
+}
+
+/// The two pools of KV blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Pool {
+    /// Layers that attend to all earlier positions.
+    Full,
+    /// Layers that attend to a window.
+    Sliding,
+}
+
+/// A block of a pool now holds positions `index * block_tokens ..` of a slot's sequence. Replaces what the slot had at
+/// that index, if anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockAssignment {
+    /// Which pool.
+    pub pool: Pool,
+    /// Which stretch of the sequence: position divided by `block_tokens`.
+    pub index: u32,
+    /// The block in the pool.
+    pub block: u32,
+}
+
+/// Copy a whole block onto another of the same pool: a request continues a prefix that ends inside a shared block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockCopy {
+    /// Which pool.
+    pub pool: Pool,
+    /// Block read.
+    pub from: u32,
+    /// Block overwritten.
+    pub to: u32,
+}
+
+/// What a row feeds to the model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Input {
+    /// These tokens, at least one.
+    Tokens(Vec<u32>),
+    /// The one token that the slot's previous row sampled, which the engine may not know yet.
+    Sampled,
+}
+
+impl Input {
+    /// Number of tokens, at least 1.
+    pub fn len(&self) -> usize {
+        match self {
+            Input::Tokens(tokens) => tokens.len(),
+            Input::Sampled => 1,
+        }
+    }
+
+    /// Whether there is nothing to feed; never true in a valid plan.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Consecutive tokens of one request: a chunk of its prompt, or one token to decode from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// The request's slot.
+    pub slot: u32,
+    /// The tokens.
+    pub input: Input,
+    /// Position of the first of them.
+    pub position: u32,
+    /// Blocks newly assigned since the slot's previous row. Together with earlier ones they cover, in the full pool,
+    /// positions `0 .. position + len`, and in the sliding pool those from `position + 1 - window` on.
+    pub blocks: Vec<BlockAssignment>,
+    /// Choose a next token from the logits of the last position.
+    pub sample: bool,
+    /// Log-probabilities of known tokens, for prompts that want them.
+    pub score: Option<Score>,
+}
+
+/// Ask for the log-probabilities of tokens that are known: `targets[i]` as the successor of the row's token `i`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Score {
+    /// At most as many as the row has tokens; they belong to its first positions.
+    pub targets: Vec<u32>,
+    /// How many of the likeliest alternatives to report at each position.
+    pub top: u8,
+}
