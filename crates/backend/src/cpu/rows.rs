@@ -84,10 +84,10 @@ impl Rows for Q8Rows {
         // SAFETY: the row exists and the group is ours.
         let (out, scale, sum) =
             unsafe { (self.values.slice(at * GROUP, GROUP), self.scales.slice(at, 1), self.sums.slice(at, 1)) };
-        let mut largest = [0.0_f32; 8];
-        for (i, v) in values.iter().enumerate() {
-            let magnitude = v.abs();
-            largest[i % 8] = if magnitude > largest[i % 8] { magnitude } else { largest[i % 8] };
+        let mut largest = [0.0_f32; 16];
+        for l in 0..16 {
+            let (a, b) = (values[l].abs(), values[l + 16].abs());
+            largest[l] = if a > b { a } else { b };
         }
         let mut amax = 0.0_f32;
         for m in largest {
@@ -95,12 +95,16 @@ impl Rows for Q8Rows {
         }
         let inverse = if amax < TINY { 0.0 } else { 127.0 / amax };
         scale[0] = amax / 127.0;
-        sum[0] = 0;
-        for (o, v) in out.iter_mut().zip(values) {
-            let q = round(v * inverse);
-            *o = q as i8;
-            sum[0] += q;
+        let mut integers = [0_i32; GROUP];
+        for i in 0..GROUP {
+            integers[i] = round(values[i] * inverse);
         }
+        let mut total = 0;
+        for i in 0..GROUP {
+            out[i] = integers[i] as i8;
+            total += integers[i];
+        }
+        sum[0] = total;
     }
 }
 
