@@ -1,7 +1,11 @@
 //! Scheduler, block allocator, prefix cache and request ledger.
 //!
 //! Synchronous throughout: no async, no I/O. [`Engine`] owns one thread that turns requests into plans for a
-//! [`tandem_step::Worker`] and results into updates.
+//! [`tandem_step::Worker`] and results into updates; [`Scheduler`] is what decides, without thread or clock.
+//!
+//! A token costs a block's share in each of two pools: the full-attention layers keep every position, the sliding layers
+//! only a window. The prefix cache keeps blocks of both for later prompts until others need the room: all of the full
+//! pool's, and of the sliding pool's the windows where a later prompt is likely to go on.
 
 mod admission;
 mod cache;

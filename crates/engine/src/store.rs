@@ -5,6 +5,9 @@ use tandem_step::{Capacity, Pool};
 use crate::cache::PrefixCache;
 use crate::pool::{BlockPool, Pools};
 
+/// One block in so many of a pool is evicted at a time, if the pool has that many.
+const EVICTED_AT_ONCE: u32 = 256;
+
 /// All KV blocks: the pools, the prefix cache that keeps what may be wanted again, and blocks that steps in flight still
 /// use although their request let go of them.
 pub(crate) struct BlockStore {
@@ -37,9 +40,11 @@ impl BlockStore {
         }
         let missing = blocks.saturating_sub(books.free());
         if missing > 0 {
+            // Eviction looks at the whole cache, so in a large one it makes room for a while.
+            let wanted = missing.max(books.total() / EVICTED_AT_ONCE);
             match pool {
-                Pool::Full => self.cache.evict_full(missing, &mut self.pools),
-                Pool::Sliding => self.cache.evict_sliding(missing, &mut self.pools),
+                Pool::Full => self.cache.evict_full(wanted, &mut self.pools),
+                Pool::Sliding => self.cache.evict_sliding(wanted, &mut self.pools),
             }
         }
         self.pools.of(pool).free() >= blocks

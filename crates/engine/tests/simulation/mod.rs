@@ -2,12 +2,12 @@
 //! holds what this very sequence wrote. What it samples depends on the whole sequence, so that one wrong block shows in
 //! the output, and [`expected`] says what a request must get whatever else is running.
 
-#![allow(dead_code, reason = "each test program uses its own part")]
+#![allow(dead_code, unused_imports, reason = "each test program uses its own part")]
 
 mod run;
 mod worker;
 
-pub use run::{Outcome, Simulation};
+pub use run::Simulation;
 pub use worker::{HashWorker, expected};
 
 use tandem_engine::{EngineSettings, Request};
@@ -17,8 +17,8 @@ use tandem_step::{Capacity, Sampling};
 pub fn roomy() -> Capacity {
     Capacity {
         block_tokens: 4,
-        full_blocks: 1024,
-        sliding_blocks: 512,
+        full_blocks: 512,
+        sliding_blocks: 256,
         window: 16,
         context: 256,
         max_streams: 8,

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use tandem_engine::{FinishReason, Request};
 use tandem_step::{
@@ -24,6 +24,8 @@ pub struct HashWorker {
     full: Vec<Option<Cell>>,
     sliding: Vec<Option<Cell>>,
     slots: Vec<Option<Slot>>,
+    /// Blocks that each step in flight writes.
+    writing: VecDeque<BTreeSet<(Pool, u32)>>,
 }
 
 struct Slot {
@@ -46,6 +48,7 @@ impl HashWorker {
             slots: (0..capacity.max_streams).map(|_| None).collect(),
             epoch: 0,
             next_step: 0,
+            writing: VecDeque::new(),
             capacity,
             prefill_chunk,
         }
@@ -65,6 +68,7 @@ impl HashWorker {
             self.cells(copy.pool).copy_within(from..from + size, copy.to as usize * size);
         }
         self.check_sizes(&plan);
+        self.check_writes(&plan);
         // All rows write before any reads, as in a batched layer: rows must not depend on each other's order.
         let tokens: Vec<_> = plan.rows.iter().map(|row| self.write(row)).collect();
         let rows = plan.rows.iter().zip(tokens).map(|(row, tokens)| self.answer(row, &tokens)).collect();
@@ -95,6 +99,20 @@ impl HashWorker {
         slots.sort_unstable();
         slots.dedup();
         assert_eq!(slots.len(), plan.rows.len(), "two rows for a slot");
+    }
+
+    /// The oldest step in flight is over.
+    pub fn returned(&mut self) {
+        self.writing.pop_front();
+    }
+
+    /// Blocks that a step in flight still writes must not be given to anybody.
+    fn check_writes(&mut self, plan: &StepPlan) {
+        for BlockAssignment { pool, block, .. } in plan.rows.iter().flat_map(|row| &row.blocks) {
+            let is_written = self.writing.iter().any(|blocks| blocks.contains(&(*pool, *block)));
+            assert!(!is_written, "{pool:?} block {block} is assigned while a step in flight writes it");
+        }
+        self.writing.push_back(BTreeSet::new());
     }
 
     fn cells(&mut self, pool: Pool) -> &mut Vec<Option<Cell>> {
@@ -142,6 +160,8 @@ impl HashWorker {
             for pool in [Pool::Full, Pool::Sliding] {
                 let address = self.address(row.slot, pool, position);
                 self.cells(pool)[address] = Some(Cell { token, position, prefix });
+                let block = address as u32 / self.capacity.block_tokens;
+                self.writing.back_mut().expect("the running step is the last").insert((pool, block));
             }
         }
         tokens
