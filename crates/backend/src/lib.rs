@@ -1,1 +1,178 @@
-//! The Backend trait, the CPU implementation and the conformance suite.
+//! The [`Backend`] trait, the CPU implementation and the conformance suite every backend must pass.
+//!
+//! A backend speaks in whole model operations, about a dozen, not in tensor algebra. It knows shapes and number formats,
+//! and nothing of requests, checkpoints or text.
+
+mod batch;
+pub mod conformance;
+pub mod cpu;
+mod error;
+mod formats;
+mod source;
+
+pub use batch::{Batch, Sequence};
+pub use error::BackendError;
+pub use formats::{DenseFormat, KvFormat, Precision};
+pub use source::{ExpertsShape, ExpertsSource, RowSource};
+
+/// Shape of one pool of KV blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvShape {
+    /// Layers that share the pool; a block holds `block_tokens` positions of every one of them.
+    pub layers: usize,
+    /// Blocks.
+    pub blocks: usize,
+    /// Positions a block holds.
+    pub block_tokens: usize,
+    /// Key (and value) heads.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Number format.
+    pub format: KvFormat,
+}
+
+/// Parameters of rotary position embedding, already resolved: the angle of pair `j` at position `p` is `p * inv_freq[j]`
+/// (an f32 product), and both cosine and sine are multiplied by `scale`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rope {
+    /// `head_dim / 2` inverse frequencies.
+    pub inv_freq: Vec<f32>,
+    /// YaRN's concentration, multiplied into q and k both.
+    pub scale: f32,
+}
+
+/// Which attention pattern a layer has, and so which block table of a [`Sequence`] it uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttentionKind {
+    /// All earlier positions.
+    Full,
+    /// The last `window` positions, the query's own included.
+    Sliding {
+        /// Window in tokens.
+        window: usize,
+    },
+}
+
+/// Everything an attention operation reads beside its activations.
+#[derive(Debug)]
+pub struct AttentionContext<'a> {
+    /// The sequences in this step.
+    pub batch: &'a Batch<'a>,
+    /// The pattern.
+    pub kind: AttentionKind,
+    /// The layer's index within its pool.
+    pub layer: usize,
+    /// Query heads of this shard. Query head `h` reads key head `h / (heads / kv_heads)`.
+    pub heads: usize,
+}
+
+/// A device that runs gpt-oss, operation by operation, in the order called.
+///
+/// Activations are row-major `f32` buffers `[rows, width]`; an operation reads and writes the first `n` rows, where `n`
+/// is the number of rows named in its arguments. With [`Precision::Exact`] every output row depends on its own input row
+/// (and its own sequence's cache) alone, to the bit: not on other rows, the number of threads, or the instruction set.
+pub trait Backend: Send {
+    /// Activations in device memory.
+    type Buffer: Send;
+    /// A weight matrix `[rows, cols]`.
+    type Matrix: Send;
+    /// A vector of f32 parameters: biases, norm weights, sinks.
+    type Vector: Send;
+    /// The experts of one layer.
+    type Experts: Send;
+    /// A pool of KV blocks.
+    type Kv: Send;
+    /// Chosen experts and their weights, for every row.
+    type Routing: Send;
+
+    /// Device, code path and precision, for the log: `cpu avx512-vnni, 2 threads, int8 activations`.
+    fn describe(&self) -> String;
+
+    // ---- memory ----
+
+    /// A zeroed buffer.
+    fn buffer(&self, rows: usize, width: usize) -> Result<Self::Buffer, BackendError>;
+    /// Space for the routing of `rows` rows.
+    fn routing(&self, rows: usize, top_k: usize) -> Result<Self::Routing, BackendError>;
+    /// A pool of KV blocks.
+    fn kv(&self, shape: KvShape) -> Result<Self::Kv, BackendError>;
+    /// Copies a vector of BF16 values to the device.
+    fn vector(&self, source: &dyn RowSource) -> Result<Self::Vector, BackendError>;
+    /// Reads a BF16 matrix from `source`, converting to `format` on the way; never holds it twice.
+    fn matrix(&self, source: &dyn RowSource, format: DenseFormat) -> Result<Self::Matrix, BackendError>;
+    /// Reads a layer's experts from `source`, repacking on the way; never holds them twice.
+    fn experts(&self, shape: ExpertsShape, source: &ExpertsSource<'_>) -> Result<Self::Experts, BackendError>;
+    /// Copies rows of a buffer to the host: `out` holds `n * width` values from row `first` on.
+    fn download(&self, buffer: &Self::Buffer, first: usize, out: &mut [f32]) -> Result<(), BackendError>;
+    /// Copies values from the host into rows of a buffer.
+    fn upload(&self, buffer: &mut Self::Buffer, first: usize, values: &[f32]) -> Result<(), BackendError>;
+
+    // ---- operations ----
+
+    /// Copies KV blocks onto others of the same pool, all layers: `(from, to)` pairs.
+    fn copy_blocks(&self, kv: &mut Self::Kv, pairs: &[(u32, u32)]) -> Result<(), BackendError>;
+    /// `out[i] = table[tokens[i]]`; the table is in [`DenseFormat::Bf16`].
+    fn embed(&self, table: &Self::Matrix, tokens: &[u32], out: &mut Self::Buffer) -> Result<(), BackendError>;
+    /// `out = x * rsqrt(mean(x^2) + eps) * weight`, for the first `n` rows.
+    fn rms_norm(
+        &self,
+        x: &Self::Buffer,
+        n: usize,
+        weight: &Self::Vector,
+        eps: f32,
+        out: &mut Self::Buffer,
+    ) -> Result<(), BackendError>;
+    /// `out = x · weightᵀ + bias`, for the first `n` rows.
+    fn linear(
+        &self,
+        x: &Self::Buffer,
+        n: usize,
+        weight: &Self::Matrix,
+        bias: Option<&Self::Vector>,
+        out: &mut Self::Buffer,
+    ) -> Result<(), BackendError>;
+    /// Rotates the q and k parts of `qkv` (each row: `heads` q heads, then `kv_heads` k heads, then v heads) in place and
+    /// stores k and v of every row in its sequence's blocks. Half-split (NeoX) rotation.
+    fn rope_store(
+        &self,
+        qkv: &mut Self::Buffer,
+        rope: &Rope,
+        context: &AttentionContext<'_>,
+        kv: &mut Self::Kv,
+    ) -> Result<(), BackendError>;
+    /// Attention of every row over its sequence's cached keys and values, scores times `1 / sqrt(head_dim)`, with one sink logit
+    /// per query head in the denominator. Reads the q part of `qkv`; `out` is `[n, heads * head_dim]`.
+    fn attention(
+        &self,
+        qkv: &Self::Buffer,
+        sinks: &Self::Vector,
+        context: &AttentionContext<'_>,
+        kv: &Self::Kv,
+        out: &mut Self::Buffer,
+    ) -> Result<(), BackendError>;
+    /// Router: logits `x · weightᵀ + bias` in f32, the `top_k` largest (lowest index on a tie), softmax over those.
+    fn route(
+        &self,
+        x: &Self::Buffer,
+        n: usize,
+        weight: &Self::Matrix,
+        bias: &Self::Vector,
+        out: &mut Self::Routing,
+    ) -> Result<(), BackendError>;
+    /// `out[i] = Σ_e w_e · (down_e · swiglu(gate_up_e · x[i] + b1_e) + b2_e)` over the row's chosen experts, summed in
+    /// ascending order of rank in the routing. `swiglu`: `a · sigmoid(alpha · a) · (u + 1)` with `a = min(gate, limit)`,
+    /// `u = clamp(up, -limit, limit)`.
+    fn moe(
+        &self,
+        x: &Self::Buffer,
+        n: usize,
+        routing: &Self::Routing,
+        experts: &Self::Experts,
+        out: &mut Self::Buffer,
+    ) -> Result<(), BackendError>;
+    /// `x += y`, for the first `n` rows.
+    fn add(&self, x: &mut Self::Buffer, n: usize, y: &Self::Buffer) -> Result<(), BackendError>;
+    /// `out[i] = x[rows[i]]`.
+    fn gather(&self, x: &Self::Buffer, rows: &[usize], out: &mut Self::Buffer) -> Result<(), BackendError>;
+}

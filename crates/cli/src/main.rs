@@ -1,2 +1,54 @@
 //! The `tandem` program.
-fn main() {}
+
+mod bench;
+mod chat;
+mod inspect;
+mod load;
+mod serve;
+mod settings;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, anyhow};
+use tracing_subscriber::EnvFilter;
+
+use settings::{Action, Cli};
+
+/// Settings that cannot be understood.
+const EXIT_USAGE: u8 = 2;
+/// Anything else that prevents or ends the work.
+const EXIT_FAILURE: u8 = 1;
+
+fn main() -> ExitCode {
+    let cli = match Cli::from_process() {
+        Ok(cli) => cli,
+        Err(error) => return fail(&error, EXIT_USAGE),
+    };
+    let quiet = !matches!(cli.action, Action::Serve(_));
+    let level = cli.log.as_deref().unwrap_or(if quiet { "warn" } else { "info" });
+    if let Err(error) = start_log(level) {
+        return fail(&error, EXIT_USAGE);
+    }
+    let done = match &cli.action {
+        Action::Serve(args) => serve::run(args),
+        Action::Chat(args) => chat::run(args),
+        Action::Bench(args) => bench::run(args),
+        Action::Inspect(args) => inspect::run(args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error, EXIT_FAILURE),
+    }
+}
+
+fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
+    eprintln!("tandem: {error:#}");
+    ExitCode::from(code)
+}
+
+/// Logs to standard error; standard output belongs to what was asked for.
+fn start_log(level: &str) -> Result<()> {
+    let filter = EnvFilter::try_new(level).map_err(|error| anyhow!("--log {level}: {error}"))?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr).init();
+    Ok(())
+}

@@ -26,6 +26,13 @@ pub struct RowResult {
     pub scores: Vec<TokenLogprobs>,
 }
 
+impl RowResult {
+    /// A result without token or scores.
+    pub fn empty(slot: u32) -> Self {
+        Self { slot, token: None, logprobs: None, scores: Vec::new() }
+    }
+}
+
 /// Log-probabilities at one position, natural logarithm.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TokenLogprobs {

@@ -1,0 +1,86 @@
+//! Matrix products and the q8 format.
+
+use super::{
+    Suite, assert_close,
+    data::{Random, Rows, multiply, widen},
+};
+use crate::{Backend, DenseFormat};
+
+pub(super) fn run<B: Backend>(suite: &mut Suite<'_, B>) {
+    for format in [DenseFormat::Bf16, DenseFormat::Q8] {
+        for (features, cols) in [(1, 32), (16, 64), (17, 96), (777, 320), (512, 256), (40, 2880)] {
+            linear(suite, format, features, cols, &[1, 2, 3, 5, 8, 9, 33]);
+        }
+        linear(suite, format, 33, 32, &[4096]);
+        zeroes(suite, format);
+    }
+}
+
+/// The weights as the backend holds them: its product with the identity.
+fn held<B: Backend>(suite: &mut Suite<'_, B>, matrix: &B::Matrix, features: usize, cols: usize) -> Vec<f64> {
+    let mut identity = vec![0.0; cols * cols];
+    (0..cols).for_each(|i| identity[i * cols + i] = 1.0);
+    let x = suite.upload(&identity, cols);
+    let mut out = suite.backend.buffer(cols, features).unwrap();
+    suite.backend.linear(&x, cols, matrix, None, &mut out).unwrap();
+    let transposed = suite.download(&out, cols, features);
+    (0..features * cols).map(|i| f64::from(transposed[i % cols * features + i / cols])).collect()
+}
+
+fn linear<B: Backend>(suite: &mut Suite<'_, B>, format: DenseFormat, features: usize, cols: usize, batches: &[usize]) {
+    let mut random = Random(features as u64);
+    let (source, weight) = Rows::bf16(&random.normals(features * cols, 0.05), cols);
+    let matrix = suite.backend.matrix(&source, format).unwrap();
+    let weight = round_trip(suite, &matrix, &weight, format, cols);
+    let (bias_source, bias) = Rows::bf16(&random.normals(features, 0.1), features);
+    let bias_vector = suite.backend.vector(&bias_source).unwrap();
+    for &n in batches {
+        let what = format!("linear {format:?} [{features}, {cols}], {n} rows");
+        let x = random.normals(n * cols, 1.0);
+        let buffer = suite.upload(&x, cols);
+        let mut out = suite.backend.buffer(n + 1, features).unwrap();
+        // A lone output may happen to be close to zero, so those are judged together and less strictly.
+        let (width, tolerance) =
+            if features == 1 { (n, 4.0 * suite.tolerance.linear) } else { (features, suite.tolerance.linear) };
+        for with_bias in [false, true] {
+            suite.backend.linear(&buffer, n, &matrix, with_bias.then_some(&bias_vector), &mut out).unwrap();
+            let want = multiply(&widen(&x), &weight, with_bias.then_some(&bias[..]), cols);
+            let got = suite.download(&out, n, features);
+            assert_close(&what, &got, &want, width, tolerance);
+        }
+        let mut after = vec![0.0; features];
+        suite.backend.download(&out, n, &mut after).unwrap();
+        assert!(after.iter().all(|v| *v == 0.0), "{what}: the row after the last was written to");
+    }
+}
+
+/// Checks that every weight is held within half a quantisation step, and gives back what is held.
+fn round_trip<B: Backend>(
+    suite: &mut Suite<'_, B>,
+    matrix: &B::Matrix,
+    weight: &[f64],
+    format: DenseFormat,
+    cols: usize,
+) -> Vec<f64> {
+    let held = held(suite, matrix, weight.len() / cols, cols);
+    for (held, weight) in held.chunks(32).zip(weight.chunks(32)) {
+        let largest = weight.iter().fold(0.0_f64, |m, w| m.max(w.abs()));
+        // A scale may be rounded to BF16, upwards: a step grows by 2^-7 at most.
+        let step = if format == DenseFormat::Q8 { largest / 127.0 * (1.0 + 1.0 / 128.0) } else { 0.0 };
+        for (held, weight) in held.iter().zip(weight) {
+            let error = (held - weight).abs();
+            assert!(error <= 0.5 * step + 1e-6 * largest, "{format:?}: {weight} held as {held}, step {step}");
+        }
+    }
+    held
+}
+
+/// All-zero groups, of weights and of activations, give zeroes and not NaN.
+fn zeroes<B: Backend>(suite: &mut Suite<'_, B>, format: DenseFormat) {
+    let (source, _) = Rows::bf16(&[0.0; 16 * 64], 64);
+    let matrix = suite.backend.matrix(&source, format).unwrap();
+    let mut out = suite.backend.buffer(2, 16).unwrap();
+    let x = suite.upload(&[vec![0.0; 64], vec![1.0; 64]].concat(), 64);
+    suite.backend.linear(&x, 2, &matrix, None, &mut out).unwrap();
+    assert_eq!(suite.download(&out, 2, 16), [0.0; 32], "{format:?}: zeroes");
+}

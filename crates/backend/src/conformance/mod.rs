@@ -1,0 +1,107 @@
+//! What every backend must do, operation by operation: each against an independent reference in f64 on random data, and
+//! the edges named in the model's specification.
+//!
+//! The functions here are test bodies: they panic with the operation, the case and the error where a backend is wrong.
+
+mod attention;
+mod data;
+mod dense;
+mod equalities;
+mod experts;
+mod simple;
+
+pub use equalities::equalities;
+
+use crate::{Backend, Precision};
+
+/// Bounds on the relative error of an output (Euclidean norm of the difference over that of the reference).
+#[derive(Clone, Copy, Debug)]
+pub struct Tolerance {
+    /// One matrix product; weights are compared as the backend holds them.
+    pub linear: f64,
+    /// Gate-up, SwiGLU, down and the weighted sum.
+    pub moe: f64,
+    /// Attention over an f32 cache. Activations stay f32 in both modes.
+    pub attention_f32: f64,
+    /// Attention over a BF16 cache. The reference rounds keys and values too, but from f64: now and then one falls on
+    /// the other side of a tie, which is half a unit of the last place, 2^-9.
+    pub attention_bf16: f64,
+    /// Everything that only rounds to f32.
+    pub f32: f64,
+}
+
+impl Tolerance {
+    /// Exact mode: f32 rounding of sums of a few thousand terms.
+    pub const EXACT: Tolerance =
+        Tolerance { linear: 3e-6, moe: 1e-5, attention_f32: 2e-5, attention_bf16: 4e-3, f32: 1e-6 };
+
+    /// Fast mode: activations quantised to int8 in groups of 32. The step is the group's maximum over 127, about a sixtieth
+    /// of a normal distribution's deviation, so the error of a product is about 0.5 % of its norm.
+    pub const FAST: Tolerance =
+        Tolerance { linear: 1e-2, moe: 2e-2, attention_f32: 2e-5, attention_bf16: 4e-3, f32: 1e-6 };
+
+    /// That of a precision.
+    pub fn of(precision: Precision) -> Tolerance {
+        match precision {
+            Precision::Exact => Tolerance::EXACT,
+            Precision::Fast => Tolerance::FAST,
+        }
+    }
+}
+
+/// Runs every operation through its cases and returns all outputs, so that callers can compare the bits of two backends
+/// (one thread and several, scalar code and vectors).
+pub fn run<B: Backend>(backend: &B, precision: Precision) -> Vec<f32> {
+    let mut suite = Suite { backend, tolerance: Tolerance::of(precision), outputs: Vec::new() };
+    simple::run(&mut suite);
+    dense::run(&mut suite);
+    attention::run(&mut suite);
+    experts::run(&mut suite);
+    suite.outputs
+}
+
+/// A backend under test.
+struct Suite<'a, B: Backend> {
+    backend: &'a B,
+    tolerance: Tolerance,
+    outputs: Vec<f32>,
+}
+
+impl<B: Backend> Suite<'_, B> {
+    /// A buffer holding `values`.
+    fn upload(&self, values: &[f32], width: usize) -> B::Buffer {
+        let mut buffer = self.backend.buffer(values.len() / width, width).unwrap();
+        self.backend.upload(&mut buffer, 0, values).unwrap();
+        buffer
+    }
+
+    /// The first `rows` rows of a buffer, also noted as output.
+    fn download(&mut self, buffer: &B::Buffer, rows: usize, width: usize) -> Vec<f32> {
+        let mut values = vec![0.0; rows * width];
+        self.backend.download(buffer, 0, &mut values).unwrap();
+        self.outputs.extend(&values);
+        values
+    }
+}
+
+/// A row may exceed the tolerance by so much: of thousands of short rows one lies far out.
+const WORST_ROW: f64 = 5.0;
+
+/// Compares all rows together, and each.
+fn assert_close(what: &str, got: &[f32], want: &[f64], width: usize, tolerance: f64) {
+    assert_eq!(got.len(), want.len(), "{what}: number of values");
+    let error = relative_error(got, want);
+    assert!(error <= tolerance, "{what}: relative error {error:.3e} > {tolerance:.1e}");
+    for (row, (got, want)) in got.chunks(width).zip(want.chunks(width)).enumerate() {
+        let error = relative_error(got, want);
+        let bound = WORST_ROW * tolerance;
+        assert!(error <= bound, "{what}: row {row}: relative error {error:.3e} > {bound:.1e}");
+    }
+}
+
+/// Norm of the difference over the norm of the reference.
+fn relative_error(got: &[f32], want: &[f64]) -> f64 {
+    let difference: f64 = got.iter().zip(want).map(|(g, w)| (f64::from(*g) - w).powi(2)).sum();
+    let norm: f64 = want.iter().map(|w| w * w).sum();
+    if difference == 0.0 { 0.0 } else { (difference / norm).sqrt() }
+}

@@ -1,0 +1,36 @@
+/// How activations and cached keys and values are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// f32 activations, one fixed summation order: the same bits whatever else is computed beside it.
+    Exact,
+    /// The fastest path within the stated tolerance; activations may be quantised to int8 in groups of 32.
+    Fast,
+}
+
+/// Number format of attention and lm_head weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DenseFormat {
+    /// As shipped, 2 bytes per weight.
+    Bf16,
+    /// int8 in groups of 32 along the input dimension with one scale each.
+    Q8,
+}
+
+/// Number format of cached keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvFormat {
+    /// 4 bytes: exact mode.
+    F32,
+    /// 2 bytes.
+    Bf16,
+}
+
+impl KvFormat {
+    /// Bytes per value.
+    pub fn bytes(self) -> usize {
+        match self {
+            KvFormat::F32 => 4,
+            KvFormat::Bf16 => 2,
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! The CPU backend against the conformance suite, on every instruction set this machine has.
+
+use tandem_backend::{
+    Precision, conformance,
+    cpu::{CpuBackend, CpuOptions, Isa},
+};
+
+fn backend(precision: Precision, isa: Isa, threads: usize) -> CpuBackend {
+    CpuBackend::new(CpuOptions { precision, threads: Some(threads), isa: Some(isa) }).unwrap()
+}
+
+fn bits(outputs: &[f32]) -> Vec<u32> {
+    outputs.iter().map(|v| v.to_bits()).collect()
+}
+
+#[test]
+fn exact_conforms_with_the_same_bits_on_every_isa_and_any_threads() {
+    let scalar = conformance::run(&backend(Precision::Exact, Isa::Scalar, 1), Precision::Exact);
+    for isa in Isa::all_available() {
+        for threads in [1, 3] {
+            let outputs = conformance::run(&backend(Precision::Exact, isa, threads), Precision::Exact);
+            let different = bits(&outputs).iter().zip(bits(&scalar)).position(|(a, b)| *a != b);
+            assert_eq!(different, None, "{isa} with {threads} threads differs from scalar");
+        }
+    }
+}
+
+#[test]
+fn exact_equalities_hold_on_every_isa() {
+    for isa in Isa::all_available() {
+        conformance::equalities(&backend(Precision::Exact, isa, 2));
+    }
+}
+
+/// Integer sums are the same on every instruction set; only the order and fusing of f32 sums over groups differ.
+const FAST_ACROSS_ISAS: f32 = 1e-4;
+
+#[test]
+fn fast_conforms_and_agrees_with_scalar_on_every_isa() {
+    let scalar = conformance::run(&backend(Precision::Fast, Isa::Scalar, 2), Precision::Fast);
+    for isa in Isa::all_available() {
+        let outputs = conformance::run(&backend(Precision::Fast, isa, 2), Precision::Fast);
+        assert_eq!(outputs.len(), scalar.len());
+        for (i, (a, b)) in outputs.iter().zip(&scalar).enumerate() {
+            let bound = FAST_ACROSS_ISAS * (1.0 + b.abs());
+            assert!((a - b).abs() <= bound, "{isa}: output {i} is {a}, scalar {b}");
+        }
+    }
+}
+
+#[test]
+fn missing_instruction_sets_are_refused() {
+    for isa in Isa::ALL.into_iter().filter(|isa| !isa.available()) {
+        assert!(CpuBackend::new(CpuOptions { precision: Precision::Fast, threads: Some(1), isa: Some(isa) }).is_err());
+    }
+}
+
+#[test]
+fn names_of_instruction_sets_parse_back() {
+    for isa in Isa::ALL {
+        assert_eq!(isa.name().parse::<Isa>().unwrap(), isa);
+    }
+    let error = "avx1024".parse::<Isa>().unwrap_err().to_string();
+    assert!(error.contains("avx1024") && error.contains("avx2"), "{error}");
+}

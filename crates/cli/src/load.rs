@@ -1,0 +1,279 @@
+//! From what was typed to an engine with a loaded model.
+
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use tandem_backend::cpu::{CpuBackend, CpuOptions, Isa, read_bandwidth as cpu_read_bandwidth};
+use tandem_backend::{Backend, DenseFormat, KvFormat, Precision};
+use tandem_engine::{Engine, EngineSettings};
+use tandem_model::memory::{MemoryPlan, MemoryRequest, available_memory, bytes_per_token, plan_memory};
+use tandem_model::{
+    Checkpoint, Config, Counted, Formats, LocalWorker, Model, Runner, Synthetic, SyntheticKind, WeightStore,
+};
+use tracing::info;
+
+use crate::settings::{Dense, Device, Kv, ModelArgs, SyntheticShape};
+
+/// Positions of a KV block.
+const BLOCK_TOKENS: u32 = 16;
+/// Unless told otherwise, this share of the available memory is left to everything else, but not more than the bound.
+const SPARE_SHARE: u64 = 10;
+const SPARE_BYTES_MAX: u64 = 8 << 30;
+/// How long a step may take: a prefill chunk of the largest model on a slow CPU takes minutes.
+const STEP_TIMEOUT: Duration = Duration::from_secs(900);
+/// How often loading tells how far it is, on a terminal and in a log.
+const TERMINAL_INTERVAL: Duration = Duration::from_millis(200);
+const LOG_INTERVAL: Duration = Duration::from_secs(5);
+
+/// A loaded model behind its engine, and what there is to say about it.
+pub struct Loaded {
+    /// Runs requests.
+    pub engine: Engine,
+    /// What the model is called unless the settings name it.
+    pub name: String,
+    /// Device, code path and threads.
+    pub device: String,
+    /// Number formats.
+    pub formats: String,
+    /// Weight bytes that one decoded token reads.
+    pub weight_bytes_per_token: u64,
+    /// Something whoever talks to the model should know.
+    pub notice: Option<&'static str>,
+}
+
+/// Where loading shows how far it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// In the log, every few seconds.
+    Log,
+    /// As one line of the terminal that is written over.
+    Terminal,
+}
+
+impl Progress {
+    /// The terminal where there is one.
+    pub fn from_terminal() -> Self {
+        if std::io::stderr().is_terminal() { Self::Terminal } else { Self::Log }
+    }
+}
+
+/// Loads the model and starts its engine.
+pub fn load(args: &ModelArgs, progress: Progress) -> Result<Loaded> {
+    let started = Instant::now();
+    let source = Source::open(args)?;
+    let config = source.store.config();
+    let numbers = Numbers::of(args)?;
+    let plan = plan(config, args, &numbers)?;
+    announce_plan(&plan);
+    let backend = CpuBackend::new(cpu_options(args, numbers.precision)?)?;
+    let device = backend.describe();
+    info!("device: {device}{}", chosen(args.device));
+    let formats = Formats { dense: numbers.dense, kv: numbers.kv };
+    let model = with_progress(source.store.as_ref(), progress, |store| {
+        Ok(Model::load(backend, store, formats, plan.capacity)?)
+    })?;
+    info!("loaded in {:.1} s", started.elapsed().as_secs_f64());
+    let worker = LocalWorker::start(Runner::new(model)).context("starting the worker")?;
+    let settings = EngineSettings {
+        max_queue: args.max_queue as usize,
+        prefill_chunk: args.prefill_chunk,
+        pipeline_depth: args.pipeline_depth.into(),
+        step_timeout: STEP_TIMEOUT,
+        ..EngineSettings::default()
+    };
+    let engine = Engine::start(Box::new(worker), plan.capacity, settings)?;
+    Ok(Loaded {
+        engine,
+        name: source.name,
+        device,
+        formats: numbers.to_string(),
+        weight_bytes_per_token: bytes_per_token(config, numbers.dense, 1).total(),
+        notice: source.notice,
+    })
+}
+
+/// The memory plan for what was typed, without loading anything.
+pub fn memory_request(args: &ModelArgs) -> Result<MemoryRequest> {
+    let numbers = Numbers::of(args)?;
+    Ok(MemoryRequest {
+        dense: numbers.dense,
+        kv: numbers.kv,
+        precision: numbers.precision,
+        context: args.context,
+        max_streams: args.max_streams,
+        prefill_chunk: args.prefill_chunk,
+        block_tokens: BLOCK_TOKENS,
+        budget_bytes: budget(args)?,
+        world: 1,
+    })
+}
+
+/// Bytes per second that this machine reads with the threads the model would use.
+pub fn read_bandwidth(args: &ModelArgs, bytes: usize) -> Result<f64> {
+    Ok(cpu_read_bandwidth(threads(args), bytes)?)
+}
+
+/// Where weights come from, and what the model is called.
+pub struct Source {
+    /// The weights.
+    pub store: Box<dyn WeightStore + Send>,
+    /// The model's name unless the settings give one.
+    pub name: String,
+    notice: Option<&'static str>,
+}
+
+impl Source {
+    /// Opens and checks what was named: a checkpoint folder, a synthetic shape, or neither for the demonstration model.
+    pub fn open(args: &ModelArgs) -> Result<Self> {
+        if let Some(shape) = args.synthetic {
+            let kind = match shape {
+                SyntheticShape::Tiny => SyntheticKind::Tiny,
+                SyntheticShape::Gpt20b => SyntheticKind::Gpt20b,
+                SyntheticShape::Gpt120b => SyntheticKind::Gpt120b,
+            };
+            let notice = Some("The weights are random: expect random words.");
+            return Ok(Self { store: Box::new(Synthetic::new(kind)), name: format!("synthetic-{kind}"), notice });
+        }
+        if let Some(folder) = &args.model {
+            return Ok(Self { store: Box::new(Checkpoint::open(folder)?), name: folder_name(folder), notice: None });
+        }
+        bail!("name a checkpoint folder, or try --synthetic tiny");
+    }
+}
+
+/// The last part of the path that says something: `original` does not.
+fn folder_name(folder: &Path) -> String {
+    let absolute = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+    let mut names = absolute.iter().rev().filter_map(|part| part.to_str()).filter(|part| *part != "original");
+    names.next().filter(|name| *name != "/").unwrap_or("gpt-oss").to_owned()
+}
+
+/// Number formats: what was typed, resolved.
+struct Numbers {
+    precision: Precision,
+    dense: DenseFormat,
+    kv: KvFormat,
+}
+
+impl Numbers {
+    fn of(args: &ModelArgs) -> Result<Self> {
+        let precision = if args.exact { Precision::Exact } else { Precision::Fast };
+        let dense = match args.dense {
+            Some(Dense::Q8) => DenseFormat::Q8,
+            Some(Dense::Bf16) => DenseFormat::Bf16,
+            None if args.exact => DenseFormat::Bf16,
+            None => DenseFormat::Q8,
+        };
+        let kv = match args.kv {
+            Some(Kv::Bf16) if args.exact => bail!("--exact keeps keys and values in f32; leave --kv out"),
+            Some(Kv::Bf16) => KvFormat::Bf16,
+            Some(Kv::F32) => KvFormat::F32,
+            None if args.exact => KvFormat::F32,
+            None => KvFormat::Bf16,
+        };
+        Ok(Self { precision, dense, kv })
+    }
+}
+
+impl std::fmt::Display for Numbers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let dense = match self.dense {
+            DenseFormat::Q8 => "8-bit",
+            DenseFormat::Bf16 => "BF16",
+        };
+        let kv = match self.kv {
+            KvFormat::F32 => "F32",
+            KvFormat::Bf16 => "BF16",
+        };
+        let exact = if self.precision == Precision::Exact { ", exact" } else { "" };
+        write!(f, "experts MXFP4, attention and lm_head {dense}, KV {kv}{exact}")
+    }
+}
+
+fn plan(config: &Config, args: &ModelArgs, numbers: &Numbers) -> Result<MemoryPlan> {
+    info!("formats: {numbers}");
+    Ok(plan_memory(config, &memory_request(args)?)?)
+}
+
+fn announce_plan(plan: &MemoryPlan) {
+    info!("memory:\n{}", plan.table);
+    info!(
+        "context: {} tokens, each {} bytes of KV in full layers; sliding layers keep {} tokens a stream at {} bytes",
+        plan.capacity.context, plan.full_kv_bytes_per_token, plan.capacity.window, plan.sliding_kv_bytes_per_token
+    );
+}
+
+/// Memory that may be used in all.
+fn budget(args: &ModelArgs) -> Result<u64> {
+    if let Some(bytes) = args.memory {
+        return Ok(bytes);
+    }
+    let available = available_memory().context("reading how much memory is available")?;
+    Ok(available - (available / SPARE_SHARE).min(SPARE_BYTES_MAX))
+}
+
+fn threads(args: &ModelArgs) -> usize {
+    let all = || std::thread::available_parallelism().map_or(1, usize::from);
+    args.threads.map_or_else(all, usize::from)
+}
+
+fn cpu_options(args: &ModelArgs, precision: Precision) -> Result<CpuOptions> {
+    if args.device == Device::Cuda {
+        bail!("--device cuda: this build has no CUDA backend; use --device cpu");
+    }
+    let isa = args.isa.as_deref().map(str::parse::<Isa>).transpose()?;
+    Ok(CpuOptions { precision, threads: Some(threads(args)), isa })
+}
+
+fn chosen(device: Device) -> &'static str {
+    match device {
+        Device::Auto => " (--device auto: the CPU, as this build has no CUDA backend)",
+        Device::Cpu | Device::Cuda => "",
+    }
+}
+
+/// Runs `load` on a store whose reads are counted and shown.
+fn with_progress<T>(
+    store: &dyn WeightStore,
+    progress: Progress,
+    load: impl FnOnce(&dyn WeightStore) -> Result<T>,
+) -> Result<T> {
+    let read = AtomicU64::new(0);
+    let done = AtomicBool::new(false);
+    let total = store.total_bytes();
+    std::thread::scope(|scope| {
+        let shown = scope.spawn(|| show_progress(progress, &read, total, &done));
+        let loaded = load(&Counted::new(store, &read));
+        done.store(true, Ordering::Release);
+        shown.thread().unpark();
+        loaded
+    })
+}
+
+fn show_progress(progress: Progress, read: &AtomicU64, total: u64, done: &AtomicBool) {
+    let started = Instant::now();
+    let interval = if progress == Progress::Terminal { TERMINAL_INTERVAL } else { LOG_INTERVAL };
+    loop {
+        std::thread::park_timeout(interval);
+        let bytes = read.load(Ordering::Relaxed);
+        let rate = bytes as f64 / 1e9 / started.elapsed().as_secs_f64();
+        let line = format!("loading: {} % of {:.1} GB, {rate:.2} GB/s", bytes * 100 / total.max(1), total as f64 / 1e9);
+        if done.load(Ordering::Acquire) {
+            if progress == Progress::Terminal {
+                eprint!("\r\x1b[K");
+            }
+            return;
+        }
+        match progress {
+            Progress::Log => info!("{line}"),
+            Progress::Terminal => {
+                eprint!("\r{line}\x1b[K");
+                // A terminal that cannot be written to is no reason to stop loading.
+                let _ = std::io::stderr().flush();
+            }
+        }
+    }
+}

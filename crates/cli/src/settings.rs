@@ -1,0 +1,405 @@
+//! What was typed: flags, `TANDEM_*` variables and a settings file, in this order of precedence.
+//!
+//! A name nobody knows, wherever it was typed, refuses to start and names the nearest one that exists.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+
+const VARIABLE_PREFIX: &str = "TANDEM_";
+
+/// Serve gpt-oss-20b and gpt-oss-120b, from one machine, to anything that speaks OpenAI's HTTP API.
+#[derive(Debug, Parser)]
+#[command(name = "tandem", version, propagate_version = true, max_term_width = 100)]
+#[command(after_help = "Every setting can also be given as an environment variable (--max-streams is \
+    TANDEM_MAX_STREAMS) or in a file named by --config (max-streams = 8). Flags win over variables, variables over \
+    the file. Misspelt names are refused.")]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: Action,
+    /// How much to log: error, warn, info, debug, trace, or a tracing filter like tandem_engine=debug (default: info for
+    /// serve, warn for the others).
+    #[arg(long, global = true, env = "TANDEM_LOG", value_name = "LEVEL")]
+    pub log: Option<String>,
+    /// Read settings from this file (TOML, keys as the long flags).
+    #[arg(long, global = true, env = "TANDEM_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Action {
+    /// Serve a model over HTTP.
+    Serve(ServeArgs),
+    /// Talk to a model in the terminal.
+    Chat(ChatArgs),
+    /// Measure speed.
+    Bench(BenchArgs),
+    /// Say what is in a checkpoint and what it needs.
+    Inspect(InspectArgs),
+}
+
+/// Which model, and how it is run: shared by everything that loads one.
+#[derive(Clone, Debug, Args)]
+pub struct ModelArgs {
+    /// Checkpoint folder as published on the hub, or its original/ layout. Without it, the built-in demonstration model.
+    #[arg(value_name = "MODEL", env = "TANDEM_MODEL")]
+    pub model: Option<PathBuf>,
+    /// Deterministic random weights of this shape instead of a checkpoint.
+    #[arg(long, value_enum, env = "TANDEM_SYNTHETIC", conflicts_with = "model")]
+    pub synthetic: Option<SyntheticShape>,
+    /// Where to compute.
+    #[arg(long, value_enum, default_value = "auto", env = "TANDEM_DEVICE")]
+    pub device: Device,
+    /// Attention and lm_head weights: 8-bit in groups of 32 (default), or BF16 as shipped (default with --exact).
+    #[arg(long, value_enum, env = "TANDEM_DENSE")]
+    pub dense: Option<Dense>,
+    /// Cached keys and values (default bf16; f32 with --exact).
+    #[arg(long, value_enum, env = "TANDEM_KV")]
+    pub kv: Option<Kv>,
+    /// f32 throughout in one fixed summation order: the same bits in any batch, slower.
+    #[arg(long, env = "TANDEM_EXACT")]
+    pub exact: bool,
+    /// Most tokens of a conversation, prompt and answer together (default: what memory allows, up to the model's own).
+    #[arg(long, value_name = "TOKENS", env = "TANDEM_CONTEXT", value_parser = clap::value_parser!(u32).range(16..))]
+    pub context: Option<u32>,
+    /// Most memory to use, like 12G or 800M (default: what is available, less a share for everything else).
+    #[arg(long, value_name = "SIZE", env = "TANDEM_MEMORY", value_parser = parse_size)]
+    pub memory: Option<u64>,
+    /// Most requests computed at once; more wait in the queue.
+    #[arg(long, value_name = "N", default_value_t = 16, env = "TANDEM_MAX_STREAMS", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub max_streams: u32,
+    /// Most prompt tokens computed in one step, beside the running answers.
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, env = "TANDEM_PREFILL_CHUNK", value_parser = clap::value_parser!(u32).range(1..=8192))]
+    pub prefill_chunk: u32,
+    /// CPU threads (default: one for each core this process may use).
+    #[arg(long, value_name = "N", env = "TANDEM_THREADS", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// CPU instruction set (default: the best this machine has): scalar, avx2, avx512-vnni, neon-dotprod, neon-i8mm.
+    #[arg(long, value_name = "NAME", env = "TANDEM_ISA")]
+    pub isa: Option<String>,
+    /// Most requests waiting; beyond that clients are told to come back (503).
+    #[arg(long, value_name = "N", default_value_t = 256, env = "TANDEM_MAX_QUEUE", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub max_queue: u32,
+    /// Steps handed to the worker before the first one's result is back.
+    #[arg(long, value_name = "N", default_value_t = 1, env = "TANDEM_PIPELINE_DEPTH", value_parser = clap::value_parser!(u8).range(1..=2))]
+    pub pipeline_depth: u8,
+}
+
+/// `tandem serve`.
+#[derive(Clone, Debug, Args)]
+pub struct ServeArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Address to listen on.
+    #[arg(long, default_value = "127.0.0.1", env = "TANDEM_HOST")]
+    pub host: String,
+    /// Port to listen on; 0 takes any free one and prints it.
+    #[arg(long, default_value_t = 8000, env = "TANDEM_PORT")]
+    pub port: u16,
+    /// Name that clients see (default: the folder's name). Further ones are aliases.
+    #[arg(long, value_name = "NAME", env = "TANDEM_SERVED_MODEL_NAME", value_delimiter = ',')]
+    pub served_model_name: Vec<String>,
+    /// Longest time a request may take, queue included, like 600s or 10m.
+    #[arg(long, value_name = "TIME", default_value = "60m", env = "TANDEM_REQUEST_TIMEOUT", value_parser = parse_duration)]
+    pub request_timeout: Duration,
+    /// Largest request body, like 32M.
+    #[arg(long, value_name = "SIZE", default_value = "32M", env = "TANDEM_MAX_BODY", value_parser = parse_size)]
+    pub max_body: u64,
+}
+
+/// `tandem chat`.
+#[derive(Clone, Debug, Args)]
+pub struct ChatArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Talk to a server that is already running instead of loading a model.
+    #[arg(long, value_name = "URL", env = "TANDEM_URL", conflicts_with_all = ["model", "synthetic"])]
+    pub url: Option<String>,
+    /// How long the model thinks.
+    #[arg(long, value_enum, default_value = "medium", env = "TANDEM_EFFORT")]
+    pub effort: Effort,
+    /// Instructions for the whole conversation.
+    #[arg(long, value_name = "TEXT", env = "TANDEM_SYSTEM")]
+    pub system: Option<String>,
+    /// Sampling temperature.
+    #[arg(long, value_name = "T", default_value_t = 1.0, env = "TANDEM_TEMPERATURE")]
+    pub temperature: f32,
+    /// Do not show the model's reasoning.
+    #[arg(long, env = "TANDEM_HIDE_REASONING")]
+    pub hide_reasoning: bool,
+}
+
+/// `tandem bench`.
+#[derive(Clone, Debug, Args)]
+pub struct BenchArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Prompt tokens of each run.
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, env = "TANDEM_PROMPT_TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub prompt_tokens: u32,
+    /// Tokens generated in each run.
+    #[arg(long, value_name = "TOKENS", default_value_t = 64, env = "TANDEM_OUTPUT_TOKENS", value_parser = clap::value_parser!(u32).range(2..))]
+    pub output_tokens: u32,
+    /// Requests at a time, each with a prompt of its own.
+    #[arg(long, value_name = "N", default_value_t = 1, env = "TANDEM_STREAMS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub streams: u32,
+    /// Measured runs.
+    #[arg(long, value_name = "N", default_value_t = 3, env = "TANDEM_RUNS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub runs: u32,
+    /// Runs before those, not counted.
+    #[arg(long, value_name = "N", default_value_t = 1, env = "TANDEM_WARM_UP")]
+    pub warm_up: u32,
+    /// Print JSON instead of a table.
+    #[arg(long, env = "TANDEM_JSON")]
+    pub json: bool,
+}
+
+/// `tandem inspect`.
+#[derive(Clone, Debug, Args)]
+pub struct InspectArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+}
+
+/// Shapes of synthetic models.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SyntheticShape {
+    /// Four narrow layers with the full vocabulary: for trying the machinery.
+    Tiny,
+    /// gpt-oss-20b.
+    #[value(name = "20b")]
+    Gpt20b,
+    /// gpt-oss-120b.
+    #[value(name = "120b")]
+    Gpt120b,
+}
+
+/// Where to compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Device {
+    /// The best there is; the log says which and why.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
+}
+
+/// Formats of attention and lm_head weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Dense {
+    /// 8-bit in groups of 32.
+    Q8,
+    /// As shipped.
+    Bf16,
+}
+
+/// Formats of cached keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Kv {
+    /// 2 bytes a value.
+    Bf16,
+    /// 4 bytes a value.
+    F32,
+}
+
+/// Reasoning effort.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Effort {
+    /// Brief.
+    Low,
+    /// The default.
+    Medium,
+    /// Long.
+    High,
+}
+
+impl Cli {
+    /// Parses this process's arguments, variables and settings file. Exits with code 2 and a message where clap refuses.
+    pub fn from_process() -> Result<Self> {
+        refuse_unknown_variables(std::env::vars_os().map(|(name, _)| name))?;
+        let args: Vec<OsString> = std::env::args_os().collect();
+        let mut command = Self::command();
+        if let Some(file) = config_path(&args) {
+            let text = std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
+            command = with_file(command, &args, &text).with_context(|| format!("in {}", file.display()))?;
+        }
+        let matches: ArgMatches = command.get_matches_from(args);
+        Ok(Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit()))
+    }
+}
+
+/// The settings file named by flag or variable: needed before clap parses, as its values become clap's defaults.
+fn config_path(args: &[OsString]) -> Option<PathBuf> {
+    for (i, arg) in args.iter().enumerate() {
+        if arg == "--config" {
+            return args.get(i + 1).map(PathBuf::from);
+        }
+        if let Some(path) = arg.to_str().and_then(|arg| arg.strip_prefix("--config=")) {
+            return Some(path.into());
+        }
+    }
+    std::env::var_os("TANDEM_CONFIG").map(PathBuf::from)
+}
+
+/// Makes the file's values the defaults of the subcommand that is about to run. Keys of other subcommands are fine;
+/// keys of none are not.
+fn with_file(mut command: Command, args: &[OsString], text: &str) -> Result<Command> {
+    let table: toml::Table = text.parse()?;
+    let known: Vec<String> = every_flag(&command);
+    for (key, value) in table {
+        if !known.contains(&key) {
+            bail!("unknown setting {key}{}", nearest(&key, &known));
+        }
+        let value = match value {
+            toml::Value::String(text) => text,
+            toml::Value::Integer(number) => number.to_string(),
+            toml::Value::Float(number) => number.to_string(),
+            toml::Value::Boolean(yes) => yes.to_string(),
+            _ => bail!("{key}: expected a string, number or boolean"),
+        };
+        for name in command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect::<Vec<_>>() {
+            if args.iter().any(|arg| arg.to_str() == Some(&name)) {
+                command = command.mut_subcommand(name, |sub| with_default(sub, &key, &value));
+            }
+        }
+        command = with_default(command, &key, &value);
+    }
+    Ok(command)
+}
+
+fn with_default(command: Command, key: &str, value: &str) -> Command {
+    let id = command.get_arguments().find(|arg| arg.get_long() == Some(key)).map(|arg| arg.get_id().clone());
+    match id {
+        Some(id) => command.mut_arg(id, |arg| arg.default_value(value.to_owned())),
+        None => command,
+    }
+}
+
+/// Long names of all flags of all subcommands.
+fn every_flag(command: &Command) -> Vec<String> {
+    let of = |command: &Command| command.get_arguments().filter_map(|arg| arg.get_long().map(str::to_owned)).collect();
+    let mut names: Vec<String> = of(command);
+    names.extend(command.get_subcommands().flat_map(|sub| -> Vec<String> { of(sub) }));
+    names
+}
+
+fn refuse_unknown_variables(names: impl Iterator<Item = OsString>) -> Result<()> {
+    let command = Cli::command();
+    let of = |command: &Command| -> Vec<String> {
+        command.get_arguments().filter_map(|arg| arg.get_env()?.to_str().map(str::to_owned)).collect()
+    };
+    let mut known = of(&command);
+    known.extend(command.get_subcommands().flat_map(of));
+    for name in names.filter_map(|name| name.into_string().ok()) {
+        if name.starts_with(VARIABLE_PREFIX) && !known.contains(&name) {
+            bail!("unknown environment variable {name}{}", nearest(&name, &known));
+        }
+    }
+    Ok(())
+}
+
+/// ` (did you mean X?)` for the most similar name, if any is similar.
+fn nearest(name: &str, known: &[String]) -> String {
+    let best = known.iter().map(|other| (strsim::jaro_winkler(name, other), other)).max_by(|a, b| a.0.total_cmp(&b.0));
+    match best {
+        Some((similarity, other)) if similarity > 0.6 => format!(" (did you mean {other}?)"),
+        _ => String::new(),
+    }
+}
+
+/// Bytes from `12G`, `800M`, `1.5GiB`, `4096`. Units are powers of 1024.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let number: f64 = text[..digits].parse().map_err(|_| "expected a size like 12G or 800M".to_owned())?;
+    let shift = match text[digits..].trim().to_ascii_uppercase().trim_end_matches('B').trim_end_matches('I') {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        other => return Err(format!("unknown unit {other}: use K, M, G or T")),
+    };
+    let bytes = number * (1u64 << shift) as f64;
+    if bytes.is_finite() && (1.0..1e18).contains(&bytes) { Ok(bytes as u64) } else { Err("out of range".into()) }
+}
+
+/// A duration from `90s`, `10m`, `2h`, `500ms`, or plain seconds.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let number: f64 = text[..digits].parse().map_err(|_| "expected a time like 90s or 10m".to_owned())?;
+    let seconds = match &text[digits..] {
+        "ms" => number / 1000.0,
+        "" | "s" => number,
+        "m" => number * 60.0,
+        "h" => number * 3600.0,
+        other => return Err(format!("unknown unit {other}: use ms, s, m or h")),
+    };
+    if (0.001..=1e7).contains(&seconds) { Ok(Duration::from_secs_f64(seconds)) } else { Err("out of range".into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str], file: &str) -> Result<Cli> {
+        let args: Vec<OsString> = args.iter().map(OsString::from).collect();
+        let matches = with_file(Cli::command(), &args, file)?.try_get_matches_from(args)?;
+        Ok(Cli::from_arg_matches(&matches)?)
+    }
+
+    fn serve(args: &[&str], file: &str) -> ServeArgs {
+        match parse(args, file).unwrap().action {
+            Action::Serve(serve) => serve,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn definitions_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let file = "port = 9000\nmax-streams = 3\nexact = true\nstreams = 7\n";
+        let typed = serve(&["tandem", "serve", "--port", "9001"], file);
+        assert_eq!((typed.port, typed.model.max_streams, typed.model.exact), (9001, 3, true));
+        assert_eq!(serve(&["tandem", "serve"], "").port, 8000);
+    }
+
+    #[test]
+    fn unknown_names_are_refused_and_the_nearest_named() {
+        let error = |result: Result<Cli>| result.unwrap_err().to_string();
+        assert!(error(parse(&["tandem", "serve"], "max-stream = 3")).contains("did you mean max-streams?"));
+        assert!(error(parse(&["tandem", "serve", "--max-stream", "3"], "")).contains("--max-streams"));
+        let variables = |name: &str| refuse_unknown_variables([OsString::from(name)].into_iter());
+        assert!(variables("TANDEM_MAX_STREAMS").is_ok());
+        assert!(variables("PATH").is_ok());
+        let refused = variables("TANDEM_MAX_STREAM").unwrap_err().to_string();
+        assert!(refused.contains("did you mean TANDEM_MAX_STREAMS?"), "{refused}");
+    }
+
+    #[test]
+    fn sizes_and_times() {
+        assert_eq!(parse_size("12G"), Ok(12 << 30));
+        assert_eq!(parse_size("1.5 GiB"), Ok(3 << 29));
+        assert_eq!(parse_size("4096"), Ok(4096));
+        assert!(parse_size("12 parsecs").is_err());
+        assert!(parse_size("0").is_err());
+        assert_eq!(parse_duration("10m"), Ok(Duration::from_secs(600)));
+        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
+        assert!(parse_duration("10y").is_err());
+    }
+}

@@ -1,0 +1,14 @@
+//! What a model needs in memory, and what fits.
+
+mod available;
+mod plan;
+mod table;
+mod weights;
+
+pub use available::available_memory;
+pub use plan::{MemoryError, MemoryPlan, MemoryRequest, plan_memory};
+pub use table::{MemoryLine, MemoryTable};
+pub use weights::{BytesPerToken, bytes_per_token};
+
+#[cfg(test)]
+mod tests;

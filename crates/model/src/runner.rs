@@ -1,0 +1,292 @@
+//! Runs step plans on a [`Model`]: everything a worker remembers from step to step lives here.
+
+use std::time::Instant;
+
+use tandem_backend::{Backend, Batch, Sequence};
+use tandem_step::{
+    BlockAssignment, BlockCopy, Capacity, Input, Pool, Row, RowResult, Sampling, Start, StepPlan, StepResult,
+    StepTimings,
+};
+
+use crate::forward::{Model, ModelError};
+use crate::sampler::{History, logprobs, sample};
+
+/// A request as the worker sees it.
+struct Slot {
+    sampling: Sampling,
+    history: History,
+    /// Tokens generated so far.
+    generated: u32,
+    /// The token sampled last, for [`Input::Sampled`].
+    sampled: Option<u32>,
+    full_blocks: Vec<u32>,
+    sliding_blocks: Vec<u32>,
+}
+
+impl Slot {
+    fn new(start: Start) -> Self {
+        Self {
+            history: History::new(&start.history, start.generated as usize),
+            sampling: start.sampling,
+            generated: start.generated,
+            sampled: None,
+            full_blocks: Vec::new(),
+            sliding_blocks: Vec::new(),
+        }
+    }
+
+    fn assign(&mut self, assignment: &BlockAssignment) {
+        let table = match assignment.pool {
+            Pool::Full => &mut self.full_blocks,
+            Pool::Sliding => &mut self.sliding_blocks,
+        };
+        let index = assignment.index as usize;
+        if table.len() <= index {
+            table.resize(index + 1, UNASSIGNED);
+        }
+        table[index] = assignment.block;
+    }
+}
+
+/// Entries of block tables that were never assigned: those before a sliding window. Never read.
+const UNASSIGNED: u32 = u32::MAX;
+
+/// What is wanted from the logits of one row of the batch.
+enum Want {
+    /// The next token of plan row `.0`.
+    Token(usize),
+    /// The log-probability of `target`, with `top` alternatives, for plan row `row`.
+    Score { row: usize, target: u32, top: u8 },
+}
+
+/// A model and the state of its slots.
+pub struct Runner<B: Backend> {
+    model: Model<B>,
+    slots: Vec<Option<Slot>>,
+    /// Epoch and step of the last plan.
+    last: Option<(u64, u64)>,
+}
+
+impl<B: Backend> Runner<B> {
+    /// A runner with all slots free.
+    pub fn new(model: Model<B>) -> Self {
+        let slots = (0..model.capacity().max_streams).map(|_| None).collect();
+        Self { model, slots, last: None }
+    }
+
+    /// Sizes of the model's pools.
+    pub fn capacity(&self) -> Capacity {
+        self.model.capacity()
+    }
+
+    /// Carries out one plan. After an error the state is undefined: the runner is to be dropped.
+    pub fn run(&mut self, plan: &StepPlan) -> Result<StepResult, ModelError> {
+        let started = Instant::now();
+        self.follow(plan)?;
+        self.take_and_leave(plan)?;
+        self.copy(plan)?;
+        let tokens = self.admit_rows(plan)?;
+        self.forward(plan, &tokens)?;
+        let forwarded = Instant::now();
+        let rows = self.choose(plan, &tokens)?;
+        let timings = StepTimings {
+            forward_us: (forwarded - started).as_micros() as u64,
+            sample_us: forwarded.elapsed().as_micros() as u64,
+        };
+        Ok(StepResult { epoch: plan.epoch, step: plan.step, rows, timings })
+    }
+
+    /// Refuses plans that do not follow the last one.
+    fn follow(&mut self, plan: &StepPlan) -> Result<(), ModelError> {
+        let here = (plan.epoch, plan.step);
+        if let Some((epoch, step)) = self.last
+            && here != (epoch, step + 1)
+        {
+            return bad(format!("epoch {} step {} after epoch {epoch} step {step}", plan.epoch, plan.step));
+        }
+        self.last = Some(here);
+        Ok(())
+    }
+
+    fn take_and_leave(&mut self, plan: &StepPlan) -> Result<(), ModelError> {
+        for slot in &plan.ends {
+            if self.slots.get_mut(*slot as usize).and_then(Option::take).is_none() {
+                return bad(format!("slot {slot} ends but was not taken"));
+            }
+        }
+        for start in &plan.starts {
+            match self.slots.get_mut(start.slot as usize) {
+                Some(free @ None) => *free = Some(Slot::new(start.clone())),
+                Some(Some(_)) => return bad(format!("slot {} starts but is taken", start.slot)),
+                None => return bad(format!("slot {} does not exist", start.slot)),
+            }
+        }
+        Ok(())
+    }
+
+    fn copy(&mut self, plan: &StepPlan) -> Result<(), ModelError> {
+        for pool in [Pool::Full, Pool::Sliding] {
+            let mut pairs = Vec::new();
+            for BlockCopy { from, to, .. } in plan.copies.iter().filter(|copy| copy.pool == pool) {
+                self.check_block(pool, *from)?;
+                self.check_block(pool, *to)?;
+                pairs.push((*from, *to));
+            }
+            if !pairs.is_empty() {
+                self.model.copy_blocks(pool, &pairs)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes note of the rows' blocks and resolves their tokens, all rows one after another.
+    fn admit_rows(&mut self, plan: &StepPlan) -> Result<Vec<u32>, ModelError> {
+        let mut tokens = Vec::new();
+        for row in &plan.rows {
+            for assignment in &row.blocks {
+                self.check_block(assignment.pool, assignment.block)?;
+            }
+            let capacity = self.capacity();
+            let slot = slot_mut(&mut self.slots, row.slot)?;
+            row.blocks.iter().for_each(|assignment| slot.assign(assignment));
+            check_covered(slot, row, capacity)?;
+            match &row.input {
+                Input::Tokens(some) => tokens.extend_from_slice(some),
+                Input::Sampled => match slot.sampled {
+                    Some(token) => tokens.push(token),
+                    None => return bad(format!("slot {} has sampled no token yet", row.slot)),
+                },
+            }
+        }
+        let capacity = self.capacity();
+        if tokens.is_empty() && !plan.rows.is_empty() || tokens.len() > capacity.max_step_tokens as usize {
+            return bad(format!("{} tokens in {} rows", tokens.len(), plan.rows.len()));
+        }
+        if let Some(token) = tokens.iter().find(|token| **token >= capacity.vocab) {
+            return bad(format!("token {token} is not in the vocabulary of {}", capacity.vocab));
+        }
+        Ok(tokens)
+    }
+
+    fn forward(&mut self, plan: &StepPlan, tokens: &[u32]) -> Result<(), ModelError> {
+        if plan.rows.is_empty() {
+            return Ok(());
+        }
+        let mut sequences = Vec::with_capacity(plan.rows.len());
+        let mut first = 0;
+        for row in &plan.rows {
+            let slot = slot_ref(&self.slots, row.slot)?;
+            sequences.push(Sequence {
+                rows: first..first + row.input.len(),
+                position: row.position,
+                full_blocks: &slot.full_blocks,
+                sliding_blocks: &slot.sliding_blocks,
+            });
+            first += row.input.len();
+        }
+        self.model.forward(&Batch { tokens, sequences: &sequences })
+    }
+
+    /// Samples and scores.
+    fn choose(&mut self, plan: &StepPlan, tokens: &[u32]) -> Result<Vec<RowResult>, ModelError> {
+        let (rows, wants) = wanted(plan, tokens.len())?;
+        let mut results: Vec<RowResult> = plan.rows.iter().map(|row| RowResult::empty(row.slot)).collect();
+        let slots = &mut self.slots;
+        self.model.logits(&rows, |i, logits| match wants[i] {
+            Want::Score { row, target, top } => results[row].scores.push(logprobs(logits, target, top)),
+            Want::Token(row) => {
+                let next = plan.rows[row].position + plan.rows[row].input.len() as u32;
+                if let Some(slot) = slots[plan.rows[row].slot as usize].as_mut() {
+                    slot.choose(logits, next, &mut results[row]);
+                }
+            }
+        })?;
+        Ok(results)
+    }
+
+    fn check_block(&self, pool: Pool, block: u32) -> Result<(), ModelError> {
+        let capacity = self.capacity();
+        let blocks = match pool {
+            Pool::Full => capacity.full_blocks,
+            Pool::Sliding => capacity.sliding_blocks,
+        };
+        if block < blocks { Ok(()) } else { bad(format!("block {block} of {blocks} in the {pool:?} pool")) }
+    }
+}
+
+impl Slot {
+    /// Samples the token at `position` from `logits`.
+    fn choose(&mut self, logits: &mut [f32], position: u32, result: &mut RowResult) {
+        // Log-probabilities are the model's own, so a copy is kept where sampling is about to change the logits.
+        let own = self.sampling.logprobs.map(|top| (top, logits.to_vec()));
+        let token = sample(logits, &self.sampling, &self.history, self.generated, position);
+        result.token = Some(token);
+        result.logprobs = own.map(|(top, own)| logprobs(&own, token, top));
+        self.sampled = Some(token);
+        self.generated += 1;
+        if self.sampling.needs_history() {
+            self.history.push(token);
+        }
+    }
+}
+
+/// Which rows of the batch need logits, in ascending order, and what for.
+fn wanted(plan: &StepPlan, tokens: usize) -> Result<(Vec<usize>, Vec<Want>), ModelError> {
+    let (mut rows, mut wants) = (Vec::new(), Vec::new());
+    let mut first = 0;
+    for (index, row) in plan.rows.iter().enumerate() {
+        if let Some(score) = &row.score {
+            if score.targets.len() > row.input.len() {
+                return bad(format!("{} targets for {} tokens", score.targets.len(), row.input.len()));
+            }
+            for (i, target) in score.targets.iter().enumerate() {
+                rows.push(first + i);
+                wants.push(Want::Score { row: index, target: *target, top: score.top });
+            }
+        }
+        first += row.input.len();
+        if row.sample {
+            rows.push(first - 1);
+            wants.push(Want::Token(index));
+        }
+    }
+    debug_assert_eq!(first, tokens);
+    Ok((rows, wants))
+}
+
+/// Every position a row reads or writes must have a block.
+fn check_covered(slot: &Slot, row: &Row, capacity: Capacity) -> Result<(), ModelError> {
+    let end = row.position as usize + row.input.len();
+    if end > capacity.context as usize {
+        return bad(format!("slot {} reaches position {end} of {}", row.slot, capacity.context));
+    }
+    let size = capacity.block_tokens as usize;
+    let covered = |table: &[u32], from: usize| {
+        let (first, last) = (from / size, (end - 1) / size);
+        table.len() > last && table[first..=last].iter().all(|block| *block != UNASSIGNED)
+    };
+    let window_start = (row.position as usize + 1).saturating_sub(capacity.window as usize);
+    if covered(&slot.full_blocks, 0) && covered(&slot.sliding_blocks, window_start) {
+        Ok(())
+    } else {
+        bad(format!("slot {} lacks blocks for positions up to {end}", row.slot))
+    }
+}
+
+fn slot_ref(slots: &[Option<Slot>], slot: u32) -> Result<&Slot, ModelError> {
+    match slots.get(slot as usize) {
+        Some(Some(taken)) => Ok(taken),
+        _ => bad(format!("slot {slot} is not taken")),
+    }
+}
+
+fn slot_mut(slots: &mut [Option<Slot>], slot: u32) -> Result<&mut Slot, ModelError> {
+    match slots.get_mut(slot as usize) {
+        Some(Some(taken)) => Ok(taken),
+        _ => bad(format!("slot {slot} is not taken")),
+    }
+}
+
+fn bad<T>(reason: String) -> Result<T, ModelError> {
+    Err(ModelError::Plan(reason))
+}

@@ -1,0 +1,5 @@
+//! Exact mode against transformers, against itself, and as the yardstick of fast mode.
+
+mod equalities;
+mod golden;
+mod harness;

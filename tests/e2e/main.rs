@@ -1,0 +1,5 @@
+//! Whole-program tests: the real binary, spoken to over HTTP.
+
+mod refusals;
+mod serving;
+mod server;

@@ -1,0 +1,135 @@
+//! The real binary, started for a test.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// Longest wait for a server to be ready; generous, as machines are busy.
+const READY_TIMEOUT: Duration = Duration::from_secs(240);
+/// Longest wait for an answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(240);
+
+/// `tandem` with these arguments, and none of the caller's settings.
+pub fn tandem(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tandem"));
+    command.args(args).stdin(Stdio::null());
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("TANDEM_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// A running server; killed when dropped.
+pub struct Server {
+    child: Child,
+    url: String,
+    log: Receiver<String>,
+    agent: ureq::Agent,
+}
+
+impl Server {
+    /// Starts `tandem serve --port 0` with further arguments and waits until it is ready.
+    pub fn start(args: &[&str]) -> Self {
+        let all = [&["serve", "--port", "0"], args].concat();
+        let mut child = tandem(&all).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starting tandem");
+        let stderr = child.stderr.take().expect("piped");
+        let (sender, log) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                // Kept for whoever reads the test's output; the receiver may be gone.
+                eprintln!("  server: {line}");
+                let _ = sender.send(line);
+            }
+        });
+        let config = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(ANSWER_TIMEOUT));
+        let mut server = Self { child, url: String::new(), log, agent: config.build().into() };
+        server.url = server.logged("http://");
+        server.url = server.url.split_whitespace().find(|word| word.starts_with("http://")).expect("a URL").to_owned();
+        server.wait_ready();
+        server
+    }
+
+    /// Waits for a line of the log that contains `text`.
+    pub fn logged(&self, text: &str) -> String {
+        let deadline = Instant::now() + READY_TIMEOUT;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let line = self.log.recv_timeout(left).unwrap_or_else(|_| panic!("the log never said {text:?}"));
+            if line.contains(text) {
+                return line;
+            }
+        }
+    }
+
+    fn wait_ready(&self) {
+        let deadline = Instant::now() + READY_TIMEOUT;
+        while self.get("/ready").0 != 200 {
+            assert!(Instant::now() < deadline, "not ready in {READY_TIMEOUT:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for the process to end by itself; its exit code.
+    pub fn exit_code(&mut self) -> Option<i32> {
+        let deadline = Instant::now() + ANSWER_TIMEOUT;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("waiting for tandem") {
+                return status.code();
+            }
+            assert!(Instant::now() < deadline, "tandem did not end");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Status and body of a GET.
+    pub fn get(&self, path: &str) -> (u16, String) {
+        let mut response = self.agent.get(format!("{}{path}", self.url)).call().expect("an answer");
+        (response.status().as_u16(), response.body_mut().read_to_string().expect("a body"))
+    }
+
+    /// Status and body of a POST of raw bytes.
+    pub fn post_raw(&self, path: &str, body: &[u8]) -> (u16, String) {
+        let request = self.agent.post(format!("{}{path}", self.url)).header("content-type", "application/json");
+        let mut response = request.send(body).expect("an answer");
+        (response.status().as_u16(), response.body_mut().read_to_string().expect("a body"))
+    }
+
+    /// Status and JSON body of a POST.
+    pub fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+        let (status, text) = self.post_raw(path, body.to_string().as_bytes());
+        (status, serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}")))
+    }
+
+    /// JSON body of a POST that must succeed.
+    pub fn ok(&self, path: &str, body: &Value) -> Value {
+        let (status, answer) = self.post(path, body);
+        assert_eq!(status, 200, "{answer}");
+        answer
+    }
+
+    /// The events of a streamed answer, `[DONE]` checked and left out.
+    pub fn stream(&self, path: &str, body: &Value) -> Vec<Value> {
+        let (status, text) = self.post_raw(path, body.to_string().as_bytes());
+        assert_eq!(status, 200, "{text}");
+        let mut events: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
+        assert_eq!(events.pop(), Some("[DONE]"), "{text}");
+        events.into_iter().map(|event| serde_json::from_str(event).expect("JSON events")).collect()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
