@@ -32,7 +32,7 @@ pub(crate) async fn create(
     let (parts, body) = request.into_parts();
     let body = body::read(&parts.headers, body, state.settings()).await?;
     let (planner, for_model) = (state.clone(), served.clone());
-    let plan = Arc::new(blocking(move || chat_request::plan(&body, &planner, &for_model)).await?);
+    let plan = Arc::new(blocking(move || chat_request::plan(&body, &planner, &for_model.model)).await?);
     let planned = plan.clone();
     let request = move |index| engine_request(&planned, index);
     let generation = Generation::start(&state, &served, arrived, plan.params.n, request)?;
@@ -217,8 +217,8 @@ impl ChatReply {
             ("id", json!(self.id)),
             ("object", json!(object)),
             ("created", json!(self.created)),
-            ("model", json!(self.served.name())),
-            ("system_fingerprint", json!(self.served.fingerprint())),
+            ("model", json!(self.served.model.name())),
+            ("system_fingerprint", json!(self.served.model.fingerprint())),
             ("choices", choices),
         ];
         fields.into_iter().map(|(name, value)| (name.to_string(), value)).collect()

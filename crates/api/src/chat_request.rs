@@ -8,7 +8,8 @@ use crate::body;
 use crate::conversation::{self, MessageFields, ToolFields};
 use crate::error::ApiError;
 use crate::params::{self, Params};
-use crate::state::{ApiState, Served};
+use crate::served_model::ServedModel;
+use crate::state::ApiState;
 
 /// The fields that only chat completions have, as typed by the client.
 #[derive(Debug, Deserialize)]
@@ -75,13 +76,13 @@ struct RenderedChat {
 }
 
 /// Reads, checks and renders a request.
-pub(crate) fn plan(value: &Value, state: &ApiState, served: &Served) -> Result<ChatPlan, ApiError> {
-    served.check_model(value)?;
-    let params = Params::read(value, &served.model, state.settings())?;
+pub(crate) fn plan(value: &Value, state: &ApiState, model: &ServedModel) -> Result<ChatPlan, ApiError> {
+    model.check_request(value)?;
+    let params = Params::read(value, &model.info, state.settings())?;
     let fields: ChatFields = body::typed(value)?;
     let logprobs = logprobs(fields.logprobs, fields.top_logprobs)?;
-    let RenderedChat { prompt, forced, tool_names } = rendered(fields, state, served)?;
-    let output_tokens = params.output_tokens("messages", prompt.len(), served.model.context)?;
+    let RenderedChat { prompt, forced, tool_names } = rendered(fields, state, model)?;
+    let output_tokens = params.output_tokens("messages", prompt.len(), model.info.context)?;
     if output_tokens == 0 {
         return Err(ApiError::invalid_value("max_tokens", "'max_tokens' is 0; a reply needs at least one token"));
     }
@@ -89,15 +90,15 @@ pub(crate) fn plan(value: &Value, state: &ApiState, served: &Served) -> Result<C
 }
 
 /// The prompt of a request, whatever its length.
-pub(crate) fn prompt(value: &Value, state: &ApiState, served: &Served) -> Result<Vec<u32>, ApiError> {
-    Ok(rendered(body::typed(value)?, state, served)?.prompt)
+pub(crate) fn prompt(value: &Value, state: &ApiState, model: &ServedModel) -> Result<Vec<u32>, ApiError> {
+    Ok(rendered(body::typed(value)?, state, model)?.prompt)
 }
 
-fn rendered(fields: ChatFields, state: &ApiState, served: &Served) -> Result<RenderedChat, ApiError> {
+fn rendered(fields: ChatFields, state: &ApiState, model: &ServedModel) -> Result<RenderedChat, ApiError> {
     if fields.functions.as_ref().is_some_and(|functions| !functions.is_null()) {
         return Err(ApiError::unsupported("functions", "'functions' is not supported; use 'tools'"));
     }
-    check_vocabulary(served)?;
+    check_vocabulary(model)?;
     let effort = fields.reasoning_effort.or(fields.chat_template_kwargs.and_then(|kwargs| kwargs.reasoning_effort));
     let effort = conversation::effort(effort.as_deref())?;
     let tools = conversation::tools(fields.tools.unwrap_or_default())?;
@@ -118,15 +119,15 @@ fn rendered(fields: ChatFields, state: &ApiState, served: &Served) -> Result<Ren
 }
 
 /// Text needs the whole tokenizer; some test checkpoints have fewer rows than it has ids.
-pub(crate) fn check_vocabulary(served: &Served) -> Result<(), ApiError> {
-    let (vocab, needed) = (served.model.vocab as usize, Tokenizer::VOCAB_SIZE);
+pub(crate) fn check_vocabulary(model: &ServedModel) -> Result<(), ApiError> {
+    let (vocab, needed) = (model.info.vocab as usize, Tokenizer::VOCAB_SIZE);
     if vocab >= needed {
         return Ok(());
     }
     let message = format!(
         "the model '{}' has a vocabulary of {vocab} token ids, fewer than the {needed} of the tokenizer: it cannot read \
          text. Send token ids as the 'prompt' of /v1/completions.",
-        served.name()
+        model.name()
     );
     Err(ApiError::unsupported("model", message))
 }

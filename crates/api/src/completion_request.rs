@@ -8,7 +8,8 @@ use crate::body::{self, kind};
 use crate::chat_request::check_vocabulary;
 use crate::error::ApiError;
 use crate::params::{self, Params, check_tokens};
-use crate::state::{ApiState, Served};
+use crate::served_model::ServedModel;
+use crate::state::ApiState;
 
 /// Tokens generated where the request does not say; OpenAI's default.
 const MAX_TOKENS_DEFAULT: u32 = 16;
@@ -62,13 +63,13 @@ impl CompletionPlan {
 }
 
 /// Reads, checks and tokenizes a request.
-pub(crate) fn plan(value: &Value, state: &ApiState, served: &Served) -> Result<CompletionPlan, ApiError> {
-    served.check_model(value)?;
-    let mut params = Params::read(value, &served.model, state.settings())?;
+pub(crate) fn plan(value: &Value, state: &ApiState, model: &ServedModel) -> Result<CompletionPlan, ApiError> {
+    model.check_request(value)?;
+    let mut params = Params::read(value, &model.info, state.settings())?;
     params.max_tokens.get_or_insert(MAX_TOKENS_DEFAULT.max(params.min_tokens));
     let fields: CompletionFields = body::typed(value)?;
     check_refused(&fields, params.n)?;
-    let prompts = prompts(fields.prompt.as_ref(), served)?;
+    let prompts = prompts(fields.prompt.as_ref(), model)?;
     let choices = prompts.len().saturating_mul(params.n);
     let choices_max = state.settings().choices_max;
     if choices > choices_max {
@@ -81,7 +82,7 @@ pub(crate) fn plan(value: &Value, state: &ApiState, served: &Served) -> Result<C
     }
     let mut output_tokens = 0;
     for prompt in &prompts {
-        output_tokens = params.output_tokens("prompt", prompt.len(), served.model.context)?;
+        output_tokens = params.output_tokens("prompt", prompt.len(), model.info.context)?;
     }
     Ok(CompletionPlan {
         params,
@@ -106,28 +107,28 @@ fn check_refused(fields: &CompletionFields, n: usize) -> Result<(), ApiError> {
 }
 
 /// One text, one list of token ids, or an array of either.
-fn prompts(value: Option<&Value>, served: &Served) -> Result<Vec<Vec<u32>>, ApiError> {
-    let one = |param: &str, value: &Value| Ok(vec![prompt(param, value, served)?]);
+fn prompts(value: Option<&Value>, model: &ServedModel) -> Result<Vec<Vec<u32>>, ApiError> {
+    let one = |param: &str, value: &Value| Ok(vec![prompt(param, value, model)?]);
     match value {
         None | Some(Value::Null) => Err(ApiError::missing("prompt")),
         Some(Value::Array(list)) => match list.first() {
             None => Err(ApiError::invalid_value("prompt", "'prompt' is an empty array")),
             Some(Value::Number(_)) => one("prompt", &value.cloned().unwrap_or_default()),
             Some(_) => {
-                list.iter().enumerate().map(|(at, value)| prompt(&format!("prompt[{at}]"), value, served)).collect()
+                list.iter().enumerate().map(|(at, value)| prompt(&format!("prompt[{at}]"), value, model)).collect()
             }
         },
         Some(value) => one("prompt", value),
     }
 }
 
-fn prompt(param: &str, value: &Value, served: &Served) -> Result<Vec<u32>, ApiError> {
+fn prompt(param: &str, value: &Value, model: &ServedModel) -> Result<Vec<u32>, ApiError> {
     let tokens = match value {
         Value::String(text) => {
-            check_vocabulary(served)?;
+            check_vocabulary(model)?;
             Tokenizer::shared().encode_with_special(text)
         }
-        Value::Array(ids) => token_ids(param, ids, served)?,
+        Value::Array(ids) => token_ids(param, ids, model)?,
         other => {
             let message = format!("'{param}' is {}; a string or an array of token ids is expected", kind(other));
             return Err(ApiError::invalid_type(param, message));
@@ -139,7 +140,7 @@ fn prompt(param: &str, value: &Value, served: &Served) -> Result<Vec<u32>, ApiEr
     Ok(tokens)
 }
 
-fn token_ids(param: &str, ids: &[Value], served: &Served) -> Result<Vec<u32>, ApiError> {
+fn token_ids(param: &str, ids: &[Value], model: &ServedModel) -> Result<Vec<u32>, ApiError> {
     let id = |(at, value): (usize, &Value)| {
         value.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(|| {
             let path = format!("{param}[{at}]");
@@ -148,6 +149,6 @@ fn token_ids(param: &str, ids: &[Value], served: &Served) -> Result<Vec<u32>, Ap
         })
     };
     let ids: Vec<u32> = ids.iter().enumerate().map(id).collect::<Result<_, _>>()?;
-    check_tokens(param, &ids, served.model.vocab)?;
+    check_tokens(param, &ids, model.info.vocab)?;
     Ok(ids)
 }

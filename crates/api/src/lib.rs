@@ -26,8 +26,10 @@ mod params;
 mod probes;
 mod replay;
 mod request_log;
+mod request_reader;
 mod router;
 mod serve;
+mod served_model;
 mod settings;
 mod sse;
 mod state;
@@ -36,6 +38,7 @@ mod usage;
 mod write_deadline;
 
 pub use error::ApiError;
+pub use request_reader::RequestReader;
 pub use router::router;
 pub use serve::serve;
 pub use settings::{ApiSettings, ModelInfo};

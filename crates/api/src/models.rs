@@ -5,32 +5,35 @@ use axum::extract::{Path, State};
 use serde_json::{Value, json};
 
 use crate::error::ApiError;
-use crate::state::{ApiState, Served};
+use crate::served_model::ServedModel;
+use crate::state::ApiState;
 
 /// Lists the model under each of its names.
 pub(crate) async fn list(State(state): State<ApiState>) -> Result<Json<Value>, ApiError> {
     let served = state.served()?;
-    let models: Vec<Value> = served.names().iter().map(|name| entry(&served, name)).collect();
+    let model = &served.model;
+    let models: Vec<Value> = model.names().iter().map(|name| entry(model, name)).collect();
     Ok(Json(json!({"object": "list", "data": models})))
 }
 
 /// The model of that name.
 pub(crate) async fn one(State(state): State<ApiState>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
     let served = state.served()?;
-    served.check_name(&name)?;
-    Ok(Json(entry(&served, &name)))
+    let model = &served.model;
+    model.check_name(&name)?;
+    Ok(Json(entry(model, &name)))
 }
 
-fn entry(served: &Served, name: &str) -> Value {
+fn entry(model: &ServedModel, name: &str) -> Value {
     let mut entry = json!({
         "id": name,
         "object": "model",
-        "created": served.model.created,
+        "created": model.info.created,
         "owned_by": "tandem",
-        "root": served.model.id,
-        "max_model_len": served.model.context,
+        "root": model.info.id,
+        "max_model_len": model.info.context,
     });
-    if let Some(notice) = &served.model.notice {
+    if let Some(notice) = &model.info.notice {
         entry["notice"] = json!(notice);
     }
     entry

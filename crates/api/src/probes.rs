@@ -19,13 +19,13 @@ pub(crate) async fn health(State(state): State<ApiState>) -> Result<Json<Value>,
 pub(crate) async fn ready(State(state): State<ApiState>) -> Result<Json<Value>, ApiError> {
     let served = state.served()?;
     check_engine(&state)?;
-    Ok(Json(json!({"status": "ready", "model": served.name()})))
+    Ok(Json(json!({"status": "ready", "model": served.model.name()})))
 }
 
 /// The figures in Prometheus' text format.
 pub(crate) async fn metrics(State(state): State<ApiState>) -> Response {
     let served = state.served().ok();
-    let model = served.as_ref().map_or("", |served| served.name());
+    let model = served.as_ref().map_or("", |served| served.model.name());
     let stats = served.as_ref().map(|served| served.engine.stats());
     let page = state.metrics().write(model, stats);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page).into_response()

@@ -2,15 +2,14 @@
 
 use std::sync::{Arc, Mutex, OnceLock};
 
-use serde_json::Value;
 use tandem_engine::Engine;
 use tokio::sync::watch;
 
-use crate::body;
 use crate::date;
 use crate::error::ApiError;
 use crate::metrics::Metrics;
 use crate::replay::Replay;
+use crate::served_model::ServedModel;
 use crate::settings::{ApiSettings, ModelInfo};
 
 /// The state behind the router; clones share it.
@@ -28,9 +27,7 @@ struct Shared {
 /// The model that is served, once it is loaded.
 pub(crate) struct Served {
     pub engine: Engine,
-    pub model: ModelInfo,
-    /// Names that requests may use; the first is the one that replies carry.
-    names: Vec<String>,
+    pub model: ServedModel,
 }
 
 /// Tells the edge that the model is loaded. Until then requests get a 503, and so does `/ready`.
@@ -98,49 +95,9 @@ pub(crate) async fn is_true(flag: &mut watch::Receiver<bool>) {
 impl ReadyFlag {
     /// From now on requests are served. Only the first call counts.
     pub fn ready(&self, engine: Engine, model: ModelInfo) {
-        let settings = &self.0.settings;
-        let name = settings.served_model_name.clone().unwrap_or_else(|| model.id.clone());
-        let mut names = vec![name];
-        names.extend(model.aliases.iter().chain(&settings.model_aliases).cloned());
-        if self.0.served.set(Arc::new(Served { engine, model, names })).is_err() {
+        let model = ServedModel::new(model, &self.0.settings);
+        if self.0.served.set(Arc::new(Served { engine, model })).is_err() {
             tracing::warn!("the edge was given a model twice; it keeps the first");
         }
-    }
-}
-
-impl Served {
-    /// The name that replies carry.
-    pub(crate) fn name(&self) -> &str {
-        &self.names[0]
-    }
-
-    /// All names that requests may use, the first being [`Served::name`].
-    pub(crate) fn names(&self) -> &[String] {
-        &self.names
-    }
-
-    /// Checks the `model` of a request; none means the one served.
-    pub(crate) fn check_model(&self, request: &Value) -> Result<(), ApiError> {
-        match &request["model"] {
-            Value::Null => Ok(()),
-            Value::String(name) => self.check_name(name),
-            other => {
-                let message = format!("'model' is {}; a string is expected", body::kind(other));
-                Err(ApiError::invalid_type("model", message))
-            }
-        }
-    }
-
-    /// Checks that `name` is one of the model's.
-    pub(crate) fn check_name(&self, name: &str) -> Result<(), ApiError> {
-        match self.names.iter().any(|known| known == name) {
-            true => Ok(()),
-            false => Err(ApiError::model_not_found(name, self.name())),
-        }
-    }
-
-    /// Identifies the software and the model, as OpenAI's `system_fingerprint` does.
-    pub(crate) fn fingerprint(&self) -> String {
-        format!("tandem-{}-{}", env!("CARGO_PKG_VERSION"), self.model.id)
     }
 }

@@ -33,12 +33,12 @@ pub(crate) async fn tokenize(State(state): State<ApiState>, request: Request) ->
     let (parts, body) = request.into_parts();
     let body = body::read(&parts.headers, body, state.settings()).await?;
     blocking(move || {
-        served.check_model(&body)?;
+        served.model.check_request(&body)?;
         let fields: TokenizeFields = body::typed(&body)?;
-        chat_request::check_vocabulary(&served)?;
+        chat_request::check_vocabulary(&served.model)?;
         let tokens = match (fields.prompt, fields.messages) {
             (Some(prompt), None) => Tokenizer::shared().encode_with_special(&prompt),
-            (None, Some(_)) => chat_request::prompt(&body, &state, &served)?,
+            (None, Some(_)) => chat_request::prompt(&body, &state, &served.model)?,
             (Some(_), Some(_)) => {
                 return Err(ApiError::invalid_value("prompt", "'prompt' and 'messages' exclude each other"));
             }
@@ -48,7 +48,7 @@ pub(crate) async fn tokenize(State(state): State<ApiState>, request: Request) ->
             .return_token_strs
             .unwrap_or(false)
             .then(|| -> Vec<String> { tokens.iter().map(|&token| token_text(token)).collect() });
-        let (count, context) = (tokens.len(), served.model.context);
+        let (count, context) = (tokens.len(), served.model.info.context);
         Ok(Json(json!({"count": count, "max_model_len": context, "tokens": tokens, "token_strs": strings})))
     })
     .await
@@ -60,7 +60,7 @@ pub(crate) async fn detokenize(State(state): State<ApiState>, request: Request) 
     let (parts, body) = request.into_parts();
     let body = body::read(&parts.headers, body, state.settings()).await?;
     blocking(move || {
-        served.check_model(&body)?;
+        served.model.check_request(&body)?;
         let fields: DetokenizeFields = body::typed(&body)?;
         check_tokens("tokens", &fields.tokens, Tokenizer::VOCAB_SIZE as u32)?;
         Ok(Json(json!({"prompt": Tokenizer::shared().decode(&fields.tokens)})))

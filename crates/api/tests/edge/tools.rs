@@ -146,3 +146,45 @@ async fn an_edited_call_is_rendered_anew() {
     let text = edge.post("/detokenize", &json!({"tokens": tokens})).await.ok()["prompt"].to_string();
     assert!(text.contains("Rome") && !text.contains("Oslo\\\\\\\""), "{text}");
 }
+
+/// How much of `tokens` begins one of the sequences that were computed before.
+fn known(computed: &[Vec<u32>], tokens: &[u32]) -> usize {
+    let shared = |earlier: &Vec<u32>| earlier.iter().zip(tokens).take_while(|(ours, theirs)| ours == theirs).count();
+    computed.iter().map(shared).max().unwrap_or(0)
+}
+
+/// Ten turns with a tool call each, from a client that sends back all it got: within a turn everything is cached, and
+/// at a new turn, where the last one's reasoning is dropped, everything before that turn's reasoning.
+#[tokio::test]
+async fn ten_turns_with_tools_read_all_earlier_turns_from_the_cache() {
+    let edge = Edge::start();
+    let mut messages = Vec::new();
+    let mut computed: Vec<Vec<u32>> = Vec::new();
+    for turn in 0..10 {
+        let (city, weather) = (format!("City number {turn}?"), format!("weather {turn}"));
+        edge.script.chat(&city, CALL);
+        let answer = "<|channel|>analysis<|message|>Clear now.<|end|><|start|>assistant<|channel|>final<|message|>Rain.\
+                      <|return|>";
+        edge.script.chat(&weather, answer);
+        messages.push(json!({"role": "user", "content": city}));
+        for request in 0..2 {
+            let body = json!({"messages": messages, "tools": tools(), "return_token_ids": true});
+            let reply = edge.chat("", body).await;
+            edge.until_idle().await;
+            let mut tokens: Vec<u32> = serde_json::from_value(reply["prompt_token_ids"].clone()).unwrap();
+            let cached = reply["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap() as usize;
+            let known = known(&computed, &tokens);
+            assert!(cached + 1 >= known, "turn {turn}, request {request}: {cached} of {known} known tokens are cached");
+            tokens.extend(serde_json::from_value::<Vec<u32>>(reply["choices"][0]["token_ids"].clone()).unwrap());
+            computed.push(tokens);
+            let message = reply["choices"][0]["message"].clone();
+            let call_id = message["tool_calls"][0]["id"].clone();
+            messages.push(message);
+            if request == 0 {
+                messages.push(json!({"role": "tool", "tool_call_id": call_id, "content": weather}));
+            }
+        }
+    }
+    let last = &computed[19];
+    assert!(known(&computed[..18], last) * 10 > last.len() * 8, "turns share most of their prompts");
+}
