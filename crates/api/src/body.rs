@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::time::timeout;
 
+use crate::blocking::blocking;
 use crate::error::ApiError;
 use crate::settings::ApiSettings;
 
@@ -20,13 +21,14 @@ pub(crate) async fn read(headers: &HeaderMap, body: Body, settings: &ApiSettings
     let bytes = timeout(settings.body_timeout, collect(headers, body, limit))
         .await
         .map_err(|_| ApiError::body_timeout(settings.body_timeout.as_secs()))??;
-    parse(&bytes)
+    blocking(move || parse(&bytes)).await
 }
 
 /// The JSON object in `bytes`.
 pub(crate) fn parse(bytes: &[u8]) -> Result<Value, ApiError> {
-    let text = std::str::from_utf8(bytes)
-        .map_err(|error| ApiError::invalid_body(format!("the body is not UTF-8 from byte {} on", error.valid_up_to())))?;
+    let text = std::str::from_utf8(bytes).map_err(|error| {
+        ApiError::invalid_body(format!("the body is not UTF-8 from byte {} on", error.valid_up_to()))
+    })?;
     if text.trim_ascii().is_empty() {
         return Err(ApiError::invalid_body("the body is empty; a JSON object is expected"));
     }

@@ -32,8 +32,10 @@ pub(crate) async fn create(
     let (parts, body) = request.into_parts();
     let body = body::read(&parts.headers, body, state.settings()).await?;
     let (planner, for_model) = (state.clone(), served.clone());
-    let plan = blocking(move || chat_request::plan(&body, &planner, &for_model)).await?;
-    let generation = Generation::start(&state, &served, arrived, engine_requests(&plan))?;
+    let plan = Arc::new(blocking(move || chat_request::plan(&body, &planner, &for_model)).await?);
+    let planned = plan.clone();
+    let request = move |index| engine_request(&planned, index);
+    let generation = Generation::start(&state, &served, arrived, plan.params.n, request)?;
     let reply = ChatReply::new(state, served, plan, format!("chatcmpl-{name}"), arrived);
     if reply.plan.params.stream {
         let keep_alive = reply.state.settings().keep_alive;
@@ -42,23 +44,21 @@ pub(crate) async fn create(
     reply.whole(generation).await
 }
 
-fn engine_requests(plan: &ChatPlan) -> Vec<tandem_engine::Request> {
-    (0..plan.params.n)
-        .map(|index| tandem_engine::Request {
-            prompt: plan.prompt.clone(),
-            max_tokens: plan.output_tokens,
-            sampling: plan.params.sampling_of(index, plan.logprobs),
-            stop_tokens: plan.params.stop_tokens.clone(),
-            prompt_logprobs: None,
-        })
-        .collect()
+fn engine_request(plan: &ChatPlan, index: usize) -> tandem_engine::Request {
+    tandem_engine::Request {
+        prompt: plan.prompt.clone(),
+        max_tokens: plan.output_tokens,
+        sampling: plan.params.sampling_of(index, plan.logprobs),
+        stop_tokens: plan.params.stop_tokens.clone(),
+        prompt_logprobs: None,
+    }
 }
 
 /// A reply under construction.
 struct ChatReply {
     state: ApiState,
     served: Arc<Served>,
-    plan: ChatPlan,
+    plan: Arc<ChatPlan>,
     choices: Vec<ChatChoice>,
     /// What a forced header has begun, by choice.
     begun: Vec<Vec<Delta>>,
@@ -78,7 +78,7 @@ struct Progress {
 }
 
 impl ChatReply {
-    fn new(state: ApiState, served: Arc<Served>, plan: ChatPlan, id: String, arrived: Instant) -> Self {
+    fn new(state: ApiState, served: Arc<Served>, plan: Arc<ChatPlan>, id: String, arrived: Instant) -> Self {
         let (choices, begun) = (0..plan.params.n).map(|_| ChatChoice::new(&plan)).unzip();
         let mut log = RequestLog::new("chat", arrived, plan.params.stream);
         log.tally.prompt = plan.prompt.len() as u32;

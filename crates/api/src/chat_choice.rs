@@ -17,6 +17,8 @@ pub(crate) struct ChatChoice {
     stops: StopStrings,
     /// Fewest tokens before the edge may end the choice; the engine sees to the stop tokens itself.
     min_tokens: u32,
+    /// A call does not end the choice.
+    ignore_eos: bool,
     pub reasoning: String,
     pub content: String,
     pub tool_calls: Vec<ToolCall>,
@@ -67,10 +69,8 @@ impl ChatChoice {
             parser: Some(Parser::new(&plan.tool_names)),
             summary: None,
             stops: StopStrings::new(plan.params.stop.iter().cloned()),
-            min_tokens: match plan.params.sampling.suppress_until {
-                u32::MAX => u32::MAX, // ignore_eos: to the last token
-                _ => plan.params.min_tokens,
-            },
+            min_tokens: plan.params.min_tokens,
+            ignore_eos: plan.params.ignore_eos,
             reasoning: String::new(),
             content: String::new(),
             tool_calls: Vec::new(),
@@ -122,10 +122,9 @@ impl ChatChoice {
         let Some(parser) = &mut self.parser else { return Vec::new() };
         self.reply.push(token);
         let was_reasoning = parser.channel() == Some(Channel::Analysis);
-        if parser.in_content() && !special::is_special(token) {
-            if let (Some(list), Some(logprobs)) = (&mut self.logprobs, logprobs) {
-                list.push(logprobs.into());
-            }
+        let is_visible = parser.in_content() && !special::is_special(token);
+        if let (true, Some(list), Some(logprobs)) = (is_visible, &mut self.logprobs, logprobs) {
+            list.push(logprobs.into());
         }
         let events = parser.push(token);
         let is_reasoning = parser.channel() == Some(Channel::Analysis);
@@ -166,7 +165,7 @@ impl ChatChoice {
                 }
             }
             // One call ends a reply, also where the model does not write the token that says so.
-            Event::ToolCallEnd { .. } if self.parser.is_some() && self.may_end() => {
+            Event::ToolCallEnd { .. } if self.parser.is_some() && self.may_end() && !self.ignore_eos => {
                 deltas.extend(self.end(Finish::ToolCalls));
             }
             Event::ToolCallEnd { .. } => {}

@@ -136,9 +136,7 @@ fn logprobs(wanted: Option<bool>, top: Option<i64>) -> Result<Option<u8>, ApiErr
     match (wanted.unwrap_or(false), top) {
         (true, top) => Ok(Some(top.unwrap_or(0))),
         (false, None | Some(0)) => Ok(None),
-        (false, Some(_)) => {
-            Err(ApiError::invalid_value("top_logprobs", "'top_logprobs' needs 'logprobs' to be true"))
-        }
+        (false, Some(_)) => Err(ApiError::invalid_value("top_logprobs", "'top_logprobs' needs 'logprobs' to be true")),
     }
 }
 
@@ -175,7 +173,9 @@ fn tool_choice<'a>(
         }
     };
     match &choice {
-        ToolChoice::Required if names.len() == 0 => invalid("'tool_choice' is 'required', but there are no 'tools'".into()),
+        ToolChoice::Required if names.len() == 0 => {
+            invalid("'tool_choice' is 'required', but there are no 'tools'".into())
+        }
         ToolChoice::Named(name) if !names.any(|known| known == name) => {
             invalid(format!("'tool_choice' names '{name}', which is not among the 'tools'"))
         }
@@ -229,7 +229,8 @@ fn response_format(format: FormatFields) -> Result<String, ApiError> {
             }
         }
         other => {
-            let message = format!("'response_format.type' is '{other}', but must be 'text', 'json_object' or 'json_schema'");
+            let message =
+                format!("'response_format.type' is '{other}', but must be 'text', 'json_object' or 'json_schema'");
             return Err(ApiError::invalid_value("response_format.type", message));
         }
     };

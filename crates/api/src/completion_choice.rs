@@ -1,5 +1,7 @@
 //! One choice of a completion, token by token.
 
+use std::sync::Arc;
+
 use tandem_engine::{FinishReason, Update};
 use tandem_harmony::{StopStrings, TextDecoder};
 use tandem_step::TokenLogprobs;
@@ -10,13 +12,13 @@ use crate::logprobs::CompletionLogprobs;
 
 /// A choice as far as it is generated.
 pub(crate) struct CompletionChoice {
-    /// The prompt, until it was echoed.
-    prompt: Option<Vec<u32>>,
+    plan: Arc<CompletionPlan>,
+    index: usize,
+    /// The prompt is still to be repeated.
+    echo: bool,
     prompt_scores: Vec<TokenLogprobs>,
     decoder: TextDecoder,
     stops: StopStrings,
-    stop_tokens: Vec<u32>,
-    min_tokens: u32,
     /// Characters decoded, and of them those shown: the rest may yet turn out to begin a stop string.
     decoded_chars: usize,
     shown_chars: usize,
@@ -36,17 +38,14 @@ pub(crate) struct Piece {
 
 impl CompletionChoice {
     /// Choice `index` of a request.
-    pub(crate) fn new(plan: &CompletionPlan, index: usize) -> Self {
+    pub(crate) fn new(plan: &Arc<CompletionPlan>, index: usize) -> Self {
         Self {
-            prompt: plan.echo.then(|| plan.prompt_of(index).to_vec()),
+            plan: plan.clone(),
+            index,
+            echo: plan.echo,
             prompt_scores: Vec::new(),
             decoder: if plan.skip_special_tokens { TextDecoder::new() } else { TextDecoder::with_special() },
             stops: StopStrings::new(plan.params.stop.iter().cloned()),
-            stop_tokens: plan.params.stop_tokens.clone(),
-            min_tokens: match plan.params.sampling.suppress_until {
-                u32::MAX => u32::MAX, // ignore_eos: to the last token
-                _ => plan.params.min_tokens,
-            },
             decoded_chars: 0,
             shown_chars: 0,
             pending: plan.logprobs.map(|_| CompletionLogprobs::default()),
@@ -98,18 +97,22 @@ impl CompletionChoice {
             pending.push(token, logprobs, self.decoded_chars);
         }
         // The token that ends the text is no part of it.
-        let decoded = if self.stop_tokens.contains(&token) { String::new() } else { self.decoder.push(token) };
+        let decoded =
+            if self.plan.params.stop_tokens.contains(&token) { String::new() } else { self.decoder.push(token) };
         text += &self.visible(&decoded);
         self.piece(text)
     }
 
     /// The prompt's text, once, with the log-probabilities of its tokens.
     fn echo_prompt(&mut self) -> String {
-        let Some(prompt) = self.prompt.take() else { return String::new() };
+        if !std::mem::take(&mut self.echo) {
+            return String::new();
+        }
+        let plan = self.plan.clone();
         let mut decoder = TextDecoder::with_special();
         let mut text = String::new();
         let scores = std::mem::take(&mut self.prompt_scores);
-        for (at, &token) in prompt.iter().enumerate() {
+        for (at, &token) in plan.prompt_of(self.index).iter().enumerate() {
             if let Some(pending) = &mut self.pending {
                 let score = at.checked_sub(1).and_then(|before| scores.get(before));
                 pending.push(token, score, self.decoded_chars);
@@ -127,7 +130,7 @@ impl CompletionChoice {
     /// What may be shown after more text was decoded; a stop string in it ends the choice.
     fn visible(&mut self, decoded: &str) -> String {
         self.decoded_chars += decoded.chars().count();
-        if (self.generated.len() as u64) < u64::from(self.min_tokens) {
+        if (self.generated.len() as u64) < u64::from(self.plan.params.min_tokens) {
             self.shown_chars += decoded.chars().count();
             return decoded.to_string();
         }

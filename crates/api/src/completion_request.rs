@@ -50,6 +50,11 @@ impl CompletionPlan {
         &self.prompts[choice / self.params.n]
     }
 
+    /// Whether there is anything for the engine to do.
+    pub(crate) fn computes(&self) -> bool {
+        self.output_tokens > 0 || self.scores_prompt()
+    }
+
     /// Whether the tokens of the prompt are to be scored.
     pub(crate) fn scores_prompt(&self) -> bool {
         self.echo && self.logprobs.is_some()

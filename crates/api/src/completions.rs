@@ -31,8 +31,11 @@ pub(crate) async fn create(
     let (parts, body) = request.into_parts();
     let body = body::read(&parts.headers, body, state.settings()).await?;
     let (planner, for_model) = (state.clone(), served.clone());
-    let plan = blocking(move || completion_request::plan(&body, &planner, &for_model)).await?;
-    let generation = Generation::start(&state, &served, arrived, engine_requests(&plan))?;
+    let plan = Arc::new(blocking(move || completion_request::plan(&body, &planner, &for_model)).await?);
+    let planned = plan.clone();
+    let request = move |index| engine_request(&planned, index);
+    let choices = if plan.computes() { plan.choices() } else { 0 };
+    let generation = Generation::start(&state, &served, arrived, choices, request)?;
     let keep_alive = state.settings().keep_alive;
     let reply = CompletionReply::new(served, plan, format!("cmpl-{name}"), arrived);
     if reply.plan.params.stream {
@@ -41,26 +44,20 @@ pub(crate) async fn create(
     reply.whole(generation).await
 }
 
-/// One request per choice; none where nothing is to be computed.
-fn engine_requests(plan: &CompletionPlan) -> Vec<tandem_engine::Request> {
-    if plan.output_tokens == 0 && !plan.scores_prompt() {
-        return Vec::new();
+fn engine_request(plan: &CompletionPlan, index: usize) -> tandem_engine::Request {
+    tandem_engine::Request {
+        prompt: plan.prompt_of(index).to_vec(),
+        max_tokens: plan.output_tokens,
+        sampling: plan.params.sampling_of(index % plan.params.n, plan.logprobs),
+        stop_tokens: plan.params.stop_tokens.clone(),
+        prompt_logprobs: plan.logprobs.filter(|_| plan.scores_prompt()),
     }
-    (0..plan.choices())
-        .map(|index| tandem_engine::Request {
-            prompt: plan.prompt_of(index).to_vec(),
-            max_tokens: plan.output_tokens,
-            sampling: plan.params.sampling_of(index % plan.params.n, plan.logprobs),
-            stop_tokens: plan.params.stop_tokens.clone(),
-            prompt_logprobs: plan.logprobs.filter(|_| plan.scores_prompt()),
-        })
-        .collect()
 }
 
 /// A reply under construction.
 struct CompletionReply {
     served: Arc<Served>,
-    plan: CompletionPlan,
+    plan: Arc<CompletionPlan>,
     choices: Vec<CompletionChoice>,
     id: String,
     created: u64,
@@ -75,7 +72,7 @@ struct Progress {
 }
 
 impl CompletionReply {
-    fn new(served: Arc<Served>, plan: CompletionPlan, id: String, arrived: Instant) -> Self {
+    fn new(served: Arc<Served>, plan: Arc<CompletionPlan>, id: String, arrived: Instant) -> Self {
         let choices = (0..plan.choices()).map(|index| CompletionChoice::new(&plan, index)).collect();
         let mut log = RequestLog::new("completions", arrived, plan.params.stream);
         log.tally.prompt = plan.prompts.iter().map(|prompt| prompt.len() as u32).sum();
@@ -168,8 +165,7 @@ impl CompletionReply {
             ("logprobs", json!(piece.logprobs)),
             ("finish_reason", json!(choice.finish)),
         ];
-        let mut value: Map<String, Value> =
-            fields.into_iter().map(|(name, value)| (name.to_string(), value)).collect();
+        let mut value: Map<String, Value> = fields.into_iter().map(|(name, value)| (name.to_string(), value)).collect();
         if self.plan.params.return_token_ids {
             value.insert("token_ids".into(), json!(choice.generated[tokens_from..]));
             if tokens_from == 0 {

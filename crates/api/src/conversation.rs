@@ -125,9 +125,8 @@ fn message(path: &str, fields: MessageFields, calls: &HashSet<String>) -> Result
             Ok(Message::ToolResult { call_id, name: None, text: required(content)? })
         }
         other => {
-            let message = format!(
-                "'{path}.role' is '{other}', but must be 'system', 'developer', 'user', 'assistant' or 'tool'"
-            );
+            let message =
+                format!("'{path}.role' is '{other}', but must be 'system', 'developer', 'user', 'assistant' or 'tool'");
             Err(ApiError::invalid_value(format!("{path}.role"), message))
         }
     }
@@ -258,7 +257,11 @@ mod tests {
         ];
         for (value, param) in cases {
             let error = read(value.clone()).expect_err(&value.to_string());
-            assert_eq!((error.status().as_u16(), error.body()["error"]["param"].as_str()), (400, Some(param)), "{value}");
+            assert_eq!(
+                (error.status().as_u16(), error.body()["error"]["param"].as_str()),
+                (400, Some(param)),
+                "{value}"
+            );
         }
     }
 

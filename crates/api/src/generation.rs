@@ -1,6 +1,7 @@
 //! The choices of one request, on their way through the engine.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -24,8 +25,10 @@ pub(crate) struct Generation {
     served: Arc<Served>,
     arrived: std::time::Instant,
     deadline: Instant,
+    /// Makes a choice's request when its turn comes: prompts are long.
+    request: Box<dyn Fn(usize) -> Request + Send>,
     /// Choices not yet submitted.
-    pending: VecDeque<(usize, Request)>,
+    pending: Range<usize>,
     running: HashMap<usize, Running>,
     sender: mpsc::Sender<(usize, Update)>,
     updates: mpsc::Receiver<(usize, Update)>,
@@ -41,23 +44,24 @@ struct Running {
 }
 
 impl Generation {
-    /// Submits the first of `requests`; the position of each is its choice's index. Where the queue is full, so is the
-    /// answer.
+    /// Submits the first of so many choices, whose requests `request` makes. Where the queue is full, so is the answer.
     pub(crate) fn start(
         state: &ApiState,
         served: &Arc<Served>,
         arrived: std::time::Instant,
-        requests: Vec<Request>,
+        choices: usize,
+        request: impl Fn(usize) -> Request + Send + 'static,
     ) -> Result<Self, ApiError> {
         let settings = state.settings();
-        let at_once = settings.choices_at_once.clamp(1, requests.len().max(1));
+        let at_once = settings.choices_at_once.clamp(1, choices.max(1));
         let (sender, updates) = mpsc::channel(settings.pending_updates_max.max(1).saturating_mul(at_once));
         let mut generation = Self {
             state: state.clone(),
             served: served.clone(),
             arrived,
             deadline: deadline(arrived, settings.request_timeout),
-            pending: requests.into_iter().enumerate().collect(),
+            request: Box::new(request),
+            pending: 0..choices,
             running: HashMap::new(),
             sender,
             updates,
@@ -134,12 +138,14 @@ impl Generation {
 
     fn submit_some(&mut self) -> Result<(), SubmitError> {
         while self.running.len() < self.state.settings().choices_at_once.max(1) {
-            let Some((index, request)) = self.pending.front() else { break };
+            let index = self.pending.start;
+            if self.pending.is_empty() {
+                break;
+            }
             let stopped = Arc::new(AtomicBool::new(false));
-            let sink = self.sink(*index, &stopped);
-            let id = self.served.engine.submit(request.clone(), sink)?;
-            self.running.insert(*index, Running { id, stopped });
-            self.pending.pop_front();
+            let id = self.served.engine.submit((self.request)(index), self.sink(index, &stopped))?;
+            self.running.insert(index, Running { id, stopped });
+            self.pending.start += 1;
         }
         Ok(())
     }
@@ -163,7 +169,7 @@ impl Generation {
     }
 
     fn abort_all(&mut self) {
-        self.pending.clear();
+        self.pending = 0..0;
         for (_, running) in self.running.drain() {
             self.served.engine.abort(running.id);
         }

@@ -1,8 +1,8 @@
 //! The HTTP edge: OpenAI's protocol in front of the engine.
 //!
-//! A request is read ([`body`]), checked and rendered to token ids ([`chat_request`], [`completion_request`]), handed
-//! to the engine ([`generation`]), and its tokens are read back into a reply ([`chat_choice`], [`completion_choice`])
-//! that is sent whole or as events ([`sse`]). Nothing that a client sends is answered with a 5xx, and every wait and
+//! A request is read (`body`), checked and rendered to token ids (`chat_request`, `completion_request`), handed to the
+//! engine (`generation`), and its tokens are read back into a reply (`chat_choice`, `completion_choice`) that is sent
+//! whole or as events (`sse`). Nothing that a client sends is answered with a 5xx, and every wait and
 //! every buffer has a limit in [`ApiSettings`].
 
 mod blocking;

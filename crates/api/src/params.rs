@@ -64,6 +64,7 @@ pub(crate) struct Params {
     /// `None`: as many as fit the context.
     pub max_tokens: Option<u32>,
     pub min_tokens: u32,
+    pub ignore_eos: bool,
     pub n: usize,
     pub stream: bool,
     pub include_usage: bool,
@@ -131,6 +132,7 @@ impl SamplingFields {
             stop_tokens,
             max_tokens,
             min_tokens,
+            ignore_eos,
             n: whole("n", self.n.unwrap_or(1), 1, settings.choices_max as i64)? as usize,
             stream: self.stream.unwrap_or(false),
             include_usage: self.stream_options.and_then(|options| options.include_usage).unwrap_or(false),
@@ -310,7 +312,11 @@ mod tests {
         ];
         for (body, param) in cases {
             let error = read(body.clone()).expect_err(&body.to_string());
-            assert_eq!((error.status().as_u16(), error.body()["error"]["param"].as_str()), (400, Some(param)), "{body}");
+            assert_eq!(
+                (error.status().as_u16(), error.body()["error"]["param"].as_str()),
+                (400, Some(param)),
+                "{body}"
+            );
         }
     }
 

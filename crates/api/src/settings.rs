@@ -52,7 +52,7 @@ impl Default for ApiSettings {
             keep_alive: Duration::from_secs(10),
             shutdown_grace: Duration::from_secs(30),
             connections_max: 1024,
-            choices_max: 1024,
+            choices_max: 256,
             choices_at_once: 16,
             pending_updates_max: 1024,
             replay_replies_max: 1024,

@@ -44,9 +44,10 @@ pub(crate) async fn tokenize(State(state): State<ApiState>, request: Request) ->
             }
             (None, None) => return Err(ApiError::missing("prompt")),
         };
-        let strings = fields.return_token_strs.unwrap_or(false).then(|| -> Vec<String> {
-            tokens.iter().map(|&token| token_text(token)).collect()
-        });
+        let strings = fields
+            .return_token_strs
+            .unwrap_or(false)
+            .then(|| -> Vec<String> { tokens.iter().map(|&token| token_text(token)).collect() });
         let (count, context) = (tokens.len(), served.model.context);
         Ok(Json(json!({"count": count, "max_model_len": context, "tokens": tokens, "token_strs": strings})))
     })

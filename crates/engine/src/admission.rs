@@ -69,7 +69,7 @@ impl Scheduler {
         let known = &record.tokens[..record.tokens.len() - 1];
         self.running.iter().find_map(|id| {
             let leader = &self.ledger[id];
-            let shared = common_prefix(&leader.request.prompt, known);
+            let shared = common_prefix(leader.prompt_tokens(), known);
             let is_ahead = leader.run.as_ref().is_some_and(|run| (run.computed as usize) < shared);
             let is_worth_it = shared >= cached + self.capacity.block_tokens as usize;
             (is_ahead && is_worth_it).then_some((*id, shared as u32))
@@ -134,8 +134,7 @@ impl Scheduler {
         let Some(record) = self.ledger.get_mut(&id) else { return };
         self.waiting.remove(&id);
         self.running.insert(id);
-        self.next_serial += 1;
-        let mut run = self.store.begin_run(self.next_serial, slot, hit);
+        let mut run = self.store.begin_run(slot, hit);
         if hit.matched >= hit.tokens + self.capacity.block_tokens as usize {
             run.cuts.push(hit.matched as u32);
         }
@@ -149,10 +148,9 @@ impl Scheduler {
 
 impl BlockStore {
     /// A stay in a slot that continues from a hit.
-    fn begin_run(&mut self, serial: u64, slot: u32, hit: &Hit) -> Run {
+    fn begin_run(&mut self, slot: u32, hit: &Hit) -> Run {
         self.cache.touch(hit);
         let mut run = Run {
-            serial,
             slot,
             announced: false,
             hit: hit.tokens as u32,

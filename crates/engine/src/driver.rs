@@ -36,14 +36,15 @@ impl Driver {
     /// Serves until told to stop or the worker is lost; then every open request is told, and no other accepted.
     pub(crate) fn run(mut self) {
         let served = catch_unwind(AssertUnwindSafe(|| self.serve()));
-        let reason = match served {
-            Ok(Ok(())) => "it is shut down".to_owned(),
-            Ok(Err(reason)) => {
-                tracing::error!(reason, "the engine lost its worker");
-                reason
-            }
-            Err(_) => "its thread panicked".to_owned(),
+        let failure = match served {
+            Ok(Ok(())) => None,
+            Ok(Err(reason)) => Some(reason),
+            Err(_) => Some("its thread panicked".to_owned()),
         };
+        if let Some(failure) = &failure {
+            tracing::error!(failure, "the engine stops");
+        }
+        let reason = failure.unwrap_or_else(|| "it is shut down".to_owned());
         // Even if a sink panics now, those who wait for the end must learn of it.
         let _ = catch_unwind(AssertUnwindSafe(|| self.close(&reason)));
         self.shared.lock().is_done = true;

@@ -130,7 +130,6 @@ impl Scheduler {
         run.sampling += u32::from(row.sample);
         let in_flight = RowInFlight {
             id: work.id,
-            serial: run.serial,
             slot: row.slot,
             start: row.position,
             length: work.tokens,
@@ -198,6 +197,6 @@ impl Record {
         if last <= start || last <= self.scored {
             return None;
         }
-        Some(Score { targets: self.request.prompt[start as usize + 1..=last as usize].to_vec(), top })
+        Some(Score { targets: self.tokens[start as usize + 1..=last as usize].to_vec(), top })
     }
 }

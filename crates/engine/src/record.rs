@@ -8,6 +8,7 @@ use crate::{FinishReason, Finished, Request, RequestTimings, Usage};
 
 /// What the ledger knows of one open request. Finishing consumes it, so nothing can be said after the end.
 pub(crate) struct Record {
+    /// The request, its prompt moved to `tokens`.
     pub(crate) request: Request,
     /// Prompt and generated tokens.
     pub(crate) tokens: Vec<u32>,
@@ -27,8 +28,6 @@ pub(crate) struct Record {
 
 /// A request's stay in a slot. Positions below are counts of tokens from the start of the sequence.
 pub(crate) struct Run {
-    /// Tells this stay from others, so that rows of an earlier one are recognised.
-    pub(crate) serial: u64,
     pub(crate) slot: u32,
     /// Whether a plan has told the worker of it.
     pub(crate) announced: bool,
@@ -64,8 +63,8 @@ pub(crate) struct ChunkWindow {
 }
 
 impl Record {
-    pub(crate) fn new(request: Request, context: u32, now: Instant) -> Self {
-        let tokens = request.prompt.clone();
+    pub(crate) fn new(mut request: Request, context: u32, now: Instant) -> Self {
+        let tokens = std::mem::take(&mut request.prompt);
         let prompt = tokens.len() as u32;
         Self {
             limit: request.max_tokens.min(context - prompt),
@@ -80,6 +79,11 @@ impl Record {
             scored: 0,
             run: None,
         }
+    }
+
+    /// The tokens of its prompt.
+    pub(crate) fn prompt_tokens(&self) -> &[u32] {
+        &self.tokens[..self.prompt as usize]
     }
 
     /// Tokens generated and known.

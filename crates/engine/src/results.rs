@@ -59,7 +59,7 @@ impl Scheduler {
 
     fn apply_row(&mut self, row: &RowInFlight, given: RowResult, now: Instant) {
         let Some(record) = self.ledger.get_mut(&row.id) else { return };
-        let Some(run) = record.run.as_mut().filter(|run| run.serial == row.serial) else { return };
+        let Some(run) = record.run.as_mut() else { return };
         let end = row.start + row.length;
         run.computed = end;
         run.sampling -= u32::from(row.sample);

@@ -36,7 +36,6 @@ pub struct Scheduler {
     pub(crate) in_flight: VecDeque<StepInFlight>,
     pub(crate) epoch: u64,
     pub(crate) next_step: u64,
-    pub(crate) next_serial: u64,
     pub(crate) updates: Vec<(RequestId, Update)>,
     pub(crate) totals: Totals,
 }
@@ -49,9 +48,9 @@ pub(crate) struct StepInFlight {
 
 /// What a planned row was for.
 pub(crate) struct RowInFlight {
+    /// If this request has ended meanwhile, the row's result is discarded. It cannot have been preempted: that happens
+    /// only while nothing is in flight.
     pub(crate) id: RequestId,
-    /// The request's stay in the slot; if it has ended meanwhile, the row's result is discarded.
-    pub(crate) serial: u64,
     pub(crate) slot: u32,
     pub(crate) start: u32,
     pub(crate) length: u32,
@@ -85,7 +84,6 @@ impl Scheduler {
             in_flight: VecDeque::new(),
             epoch: 0,
             next_step: 0,
-            next_serial: 0,
             updates: Vec::new(),
             totals: Totals::default(),
             capacity,

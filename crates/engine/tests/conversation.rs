@@ -150,6 +150,40 @@ fn prompts_that_begin_alike_and_come_together_compute_the_beginning_once() {
 }
 
 #[test]
+fn a_sliding_block_is_not_read_beyond_what_the_prefix_shares_of_it() {
+    let capacity = Capacity { window: 6, ..roomy() };
+    let mut simulation = Simulation::new(capacity, settings(64, 1));
+    // The first prompt ends inside block 2, whose sliding block is kept, and generates on into it.
+    let first = Random(1).tokens(10, 1000);
+    let running = simulation.submit(request(first.clone(), 60));
+    while simulation.outcomes[&running].tokens.len() < 20 {
+        simulation.step();
+    }
+    // The second goes on differently from there, and keeps a window that begins after block 2.
+    let second = [first, Random(2).tokens(8, 1000)].concat();
+    let id = simulation.submit(request(second.clone(), 30));
+    while simulation.outcomes[&id].tokens.len() < 20 {
+        simulation.step();
+    }
+    // A window before position 16 would reach back into block 2, where only the first request's sliding block is kept.
+    let third = [&second[..16], &[1, 2, 3]].concat();
+    assert_eq!(simulation.complete(request(third, 5)).cached, Some(10));
+    simulation.check_outcomes();
+}
+
+#[test]
+fn of_a_long_prefill_only_the_latest_chunk_ends_are_kept() {
+    let ask = |shared: usize| {
+        let mut simulation = Simulation::new(roomy(), settings(8, 2));
+        let long = Random(1).tokens(203, 1000);
+        simulation.complete(request(long.clone(), 30));
+        simulation.complete(request([&long[..shared], &[1, 2, 3]].concat(), 5)).cached.unwrap()
+    };
+    // Windows are kept at 192, 200 and 203, where chunks and the prompt ended, and overlap; before them there is none.
+    assert_eq!([ask(203), ask(202), ask(195), ask(191), ask(190), ask(100)], [203, 202, 195, 191, 0, 0]);
+}
+
+#[test]
 fn scored_prompts_read_nothing_from_the_cache_but_leave_something_there() {
     let mut simulation = Simulation::new(roomy(), settings(7, 2));
     let prompt = Random(1).tokens(50, 1000);

@@ -1,5 +1,5 @@
 //! Random requests on random small machines: whatever arrives, is aborted, preempted or found in the cache, every request
-//! gets what it would have got alone, and the books balance after every call.
+//! gets what it would have got alone, no decode is stalled, and the books balance after every call.
 
 mod simulation;
 

@@ -121,6 +121,9 @@ fn the_youngest_is_preempted_and_starts_once() {
         assert!(simulation.scheduler.stats().preemptions > 0);
         assert!(simulation.outcomes[&young].tokens.len() < 60, "it must make way for the older");
         simulation.finish();
+        // Its prompt had been evicted; recomputed, it serves the next turn like any other.
+        let next = [&prompt(2, 90)[..], &[1, 2, 3]].concat();
+        assert!(simulation.complete(request(next, 1)).cached >= Some(90));
         simulation.check_outcomes();
     }
 }

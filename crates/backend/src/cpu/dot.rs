@@ -77,7 +77,7 @@ pub(crate) const fn mxfp4_tile_bytes(cols: usize) -> usize {
 }
 
 /// How far ahead of the loads cache lines are asked for.
-const PREFETCH: usize = 4096;
+const PREFETCH: usize = 8192;
 
 /// `a * b + c`, rounded twice in exact mode.
 #[inline(always)]

@@ -94,13 +94,13 @@ impl<D: Dot> Linear<'_, D> {
             // SAFETY: the instruction set was checked when the backend was made; shapes by the caller.
             return unsafe { isa.run(LinearTiles { op: self, first: 0, count: tiles }) };
         }
-        let per_claim = if self.n > ROW_BLOCK { 4 } else { 2 };
+        // With many rows short runs, so that the activations of a few rows pass over tiles still in cache.
+        let most = if self.n > ROW_BLOCK { 4 } else { tiles };
         let claims = Claims::default();
         pool.run(&|_| {
-            while let Some(claim) = claims.next(tiles.div_ceil(per_claim)) {
-                let first = claim * per_claim;
+            while let Some(run) = claims.next_run(tiles, pool.threads(), most) {
                 // SAFETY: as above; every tile is claimed once.
-                unsafe { isa.run(LinearTiles { op: self, first, count: per_claim.min(tiles - first) }) };
+                unsafe { isa.run(LinearTiles { op: self, first: run.start, count: run.len() }) };
             }
         });
     }

@@ -82,20 +82,23 @@ impl<D: Dot> Moe<'_, D> {
         let shape = &self.experts.shape;
         let units = shape.intermediate / UNITS;
         let tiles = shape.hidden / LANES;
-        let per_claim = if self.n > ROW_BLOCK { 4 } else { 1 };
+        let items = self.plan.active.len() * units;
+        // With many rows short runs: they balance the experts' different numbers of rows, and bound the space for `y`.
+        let most = if self.n > ROW_BLOCK { 4 } else { items.max(tiles) };
         let (first_half, second_half) = (Claims::default(), Claims::default());
         pool.run(&|worker| {
-            while let Some(item) = first_half.next(self.plan.active.len() * units) {
-                // SAFETY: the instruction set was checked when the backend was made; every item is claimed once.
-                unsafe { isa.run(GateUp { op: self, active: item / units, unit: item % units }) };
+            while let Some(run) = first_half.next_run(items, pool.threads(), most) {
+                for item in run {
+                    // SAFETY: the instruction set was checked when the backend was made; every item is claimed once.
+                    unsafe { isa.run(GateUp { op: self, active: item / units, unit: item % units }) };
+                }
             }
             worker.barrier();
-            let mut y = vec![[0.0; LANES]; self.plan.slots()];
-            while let Some(claim) = second_half.next(tiles.div_ceil(per_claim)) {
-                for tile in claim * per_claim..tiles.min((claim + 1) * per_claim) {
-                    // SAFETY: as above, and `z` is complete.
-                    unsafe { isa.run(Down { op: self, tile, y: &mut y }) };
-                }
+            let mut y = Vec::new();
+            while let Some(tiles) = second_half.next_run(tiles, pool.threads(), most) {
+                y.resize((self.plan.slots() * tiles.len()).max(y.len()), [0.0; LANES]);
+                // SAFETY: as above, and `z` is complete.
+                unsafe { isa.run(Down { op: self, tiles, y: &mut y }) };
             }
         });
     }
@@ -153,11 +156,11 @@ impl<D: Dot> Kernel for GateUp<'_, D> {
     }
 }
 
-/// Sixteen outputs of all rows.
+/// A run of output tiles for all rows.
 struct Down<'a, D: Dot> {
     op: &'a Moe<'a, D>,
-    tile: usize,
-    /// One tile of outputs for each slot.
+    tiles: Range<usize>,
+    /// `[tiles][slots]`: every slot's sixteen outputs before they are weighted.
     y: &'a mut [[f32; LANES]],
 }
 
@@ -166,43 +169,62 @@ impl<D: Dot> Kernel for Down<'_, D> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let op = self.op;
-        let shape = &op.experts.shape;
-        let tile_bytes = mxfp4_tile_bytes(shape.intermediate);
-        let mut block: TileBlock = [[0.0; LANES]; ROW_BLOCK];
-        for &(expert, ref slots) in &op.plan.active {
-            let weights = &op.experts.down[(expert * shape.hidden / LANES + self.tile) * tile_bytes..][..tile_bytes];
-            let bias = &op.experts.down_bias[expert * shape.hidden + self.tile * LANES..][..LANES];
-            let mut slot = slots.start;
-            while slot < slots.end {
-                let count = ROW_BLOCK.min(slots.end - slot);
-                // SAFETY: rows and tiles exist.
-                unsafe {
-                    let mut rows = [op.z.row(slot); ROW_BLOCK];
-                    for m in 1..count {
-                        rows[m] = op.z.row(slot + m);
-                    }
-                    tile_times_rows::<S, D>(weights.as_ptr(), shape.intermediate, &rows[..count], &mut block);
-                }
-                for m in 0..count {
-                    for l in 0..LANES {
-                        self.y[slot + m][l] = block[m][l] + bias[l];
-                    }
-                }
-                slot += count;
+        let slots = self.op.plan.slots();
+        for active in 0..self.op.plan.active.len() {
+            for tile in self.tiles.clone() {
+                let y = &mut self.y[(tile - self.tiles.start) * slots..][..slots];
+                // SAFETY: the expert and the tile exist.
+                unsafe { down_tile::<S, D>(self.op, active, tile, y) };
             }
         }
-        let top_k = op.routing.top_k;
-        for row in 0..op.n {
-            let mut sum = [0.0; LANES];
-            for rank in row * top_k..(row + 1) * top_k {
-                let (y, weight) = (&self.y[op.plan.slots[rank]], op.routing.weights[rank]);
-                for l in 0..LANES {
-                    sum[l] += weight * y[l];
-                }
-            }
-            // SAFETY: the tile's outputs are this thread's.
-            unsafe { op.out.slice(row * op.width + self.tile * LANES, LANES) }.copy_from_slice(&sum);
+        for tile in self.tiles.clone() {
+            weighted_sum(self.op, tile, &self.y[(tile - self.tiles.start) * slots..][..slots]);
         }
+    }
+}
+
+/// One expert's tile times all its slots, plus the bias.
+#[inline(always)]
+unsafe fn down_tile<S: Simd, D: Dot>(op: &Moe<'_, D>, active: usize, tile: usize, y: &mut [[f32; LANES]]) {
+    let shape = &op.experts.shape;
+    let tile_bytes = mxfp4_tile_bytes(shape.intermediate);
+    let (expert, ref slots) = op.plan.active[active];
+    let weights = &op.experts.down[(expert * shape.hidden / LANES + tile) * tile_bytes..][..tile_bytes];
+    let bias = &op.experts.down_bias[expert * shape.hidden + tile * LANES..][..LANES];
+    let mut block: TileBlock = [[0.0; LANES]; ROW_BLOCK];
+    let mut slot = slots.start;
+    while slot < slots.end {
+        let count = ROW_BLOCK.min(slots.end - slot);
+        // SAFETY: rows and tiles exist.
+        unsafe {
+            let mut rows = [op.z.row(slot); ROW_BLOCK];
+            for m in 1..count {
+                rows[m] = op.z.row(slot + m);
+            }
+            tile_times_rows::<S, D>(weights.as_ptr(), shape.intermediate, &rows[..count], &mut block);
+        }
+        for m in 0..count {
+            for l in 0..LANES {
+                y[slot + m][l] = block[m][l] + bias[l];
+            }
+        }
+        slot += count;
+    }
+}
+
+/// Adds up each row's experts, in the order of their ranks.
+#[inline(always)]
+fn weighted_sum<D: Dot>(op: &Moe<'_, D>, tile: usize, y: &[[f32; LANES]]) {
+    let top_k = op.routing.top_k;
+    for row in 0..op.n {
+        let mut sum = [0.0; LANES];
+        for rank in row * top_k..(row + 1) * top_k {
+            let (y, weight) = (&y[op.plan.slots[rank]], op.routing.weights[rank]);
+            for l in 0..LANES {
+                sum[l] += weight * y[l];
+            }
+        }
+        // SAFETY: the tile's outputs are this thread's.
+        unsafe { op.out.slice(row * op.width + tile * LANES, LANES) }.copy_from_slice(&sum);
     }
 }

@@ -1,5 +1,6 @@
 use std::{
     hint,
+    ops::Range,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
@@ -155,6 +156,15 @@ impl Claims {
         let item = self.0.fetch_add(1, Ordering::Relaxed);
         (item < items).then_some(item)
     }
+
+    /// The next few items below `items`: at first long runs, which read memory in one stream, then ever shorter ones, so
+    /// that all threads finish together (guided self-scheduling). At most `most`.
+    pub(crate) fn next_run(&self, items: usize, threads: usize, most: usize) -> Option<Range<usize>> {
+        let run = |next: usize| ((items - next) / (2 * threads)).clamp(1, most);
+        let advance = |next: usize| (next < items).then(|| next + run(next));
+        let next = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, advance).ok()?;
+        Some(next..next + run(next))
+    }
 }
 
 #[derive(Default)]
@@ -248,6 +258,19 @@ mod tests {
             });
         }
         assert_eq!(wrong.into_inner(), 0);
+    }
+
+    #[test]
+    fn runs_cover_every_item_once() {
+        for (items, threads, most) in [(1, 1, 9), (90, 2, 100), (7, 20, 4), (1000, 3, 8)] {
+            let claims = Claims::default();
+            let mut next = 0;
+            while let Some(run) = claims.next_run(items, threads, most) {
+                assert!(run.start == next && !run.is_empty() && run.len() <= most);
+                next = run.end;
+            }
+            assert_eq!(next, items);
+        }
     }
 
     #[test]

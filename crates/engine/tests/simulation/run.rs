@@ -51,6 +51,8 @@ pub struct Simulation {
     pub outcomes: BTreeMap<RequestId, Outcome>,
     worker: HashWorker,
     results: VecDeque<StepResult>,
+    /// Requests that the last step gave a token, and how many preemptions there had been.
+    decoding: (Vec<RequestId>, u64),
 }
 
 impl Simulation {
@@ -61,6 +63,7 @@ impl Simulation {
             now: Instant::now(),
             outcomes: BTreeMap::new(),
             results: VecDeque::new(),
+            decoding: (Vec::new(), 0),
             capacity,
         }
     }
@@ -97,9 +100,28 @@ impl Simulation {
     pub fn apply(&mut self) -> bool {
         let Some(result) = self.results.pop_front() else { return false };
         self.worker.returned();
+        let before = self.token_counts();
         self.scheduler.apply(result, self.now).unwrap();
         self.settle();
+        self.check_decodes(&before);
         true
+    }
+
+    fn token_counts(&self) -> BTreeMap<RequestId, usize> {
+        let open = self.outcomes.iter().filter(|(_, outcome)| outcome.finished.is_none());
+        open.map(|(id, outcome)| (*id, outcome.tokens.len())).collect()
+    }
+
+    /// Whoever got a token from a step gets one from the next too, whatever prompts are being computed beside it, unless
+    /// it is over or somebody was preempted.
+    fn check_decodes(&mut self, before: &BTreeMap<RequestId, usize>) {
+        let got_token = |id: &RequestId| before.get(id).is_some_and(|count| self.outcomes[id].tokens.len() > *count);
+        let preemptions = self.scheduler.stats().preemptions;
+        if preemptions == self.decoding.1 {
+            let stalled = self.decoding.0.iter().find(|id| before.contains_key(id) && !got_token(id));
+            assert_eq!(stalled, None, "a decode was stalled");
+        }
+        self.decoding = (before.keys().copied().filter(got_token).collect(), preemptions);
     }
 
     /// As the engine's thread does: plan while there is something to plan, then take one result.

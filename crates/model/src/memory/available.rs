@@ -6,7 +6,7 @@ pub fn available_memory() -> io::Result<u64> {
     let available = mem_available(&meminfo)
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/meminfo has no MemAvailable"))?;
     let read = |file: &str| fs::read_to_string(format!("/sys/fs/cgroup/{file}")).ok();
-    let left = group_left(read("memory.max"), read("memory.current"));
+    let left = group_left(read("memory.max"), read("memory.current"), read("memory.stat"));
     Ok(left.map_or(available, |left| left.min(available)))
 }
 
@@ -17,10 +17,13 @@ fn mem_available(meminfo: &str) -> Option<u64> {
 }
 
 /// What the limit of the process's own control group (version 2, as a container sees it) leaves; `None` without a limit.
-fn group_left(max: Option<String>, current: Option<String>) -> Option<u64> {
+/// Cached file pages that nobody used lately count as free, as in `MemAvailable`.
+fn group_left(max: Option<String>, current: Option<String>, stat: Option<String>) -> Option<u64> {
     let max: u64 = max?.trim().parse().ok()?;
     let current: u64 = current?.trim().parse().ok()?;
-    Some(max.saturating_sub(current))
+    let stat = stat.unwrap_or_default();
+    let cached = stat.lines().find_map(|line| line.strip_prefix("inactive_file ")?.trim().parse().ok());
+    Some(max.saturating_sub(current.saturating_sub(cached.unwrap_or(0))))
 }
 
 #[cfg(test)]
@@ -37,9 +40,10 @@ mod tests {
     #[test]
     fn a_group_without_a_limit_says_max() {
         let text = |text: &str| Some(text.to_owned());
-        assert_eq!(group_left(text("max\n"), text("5\n")), None);
-        assert_eq!(group_left(text("100\n"), text("30\n")), Some(70));
-        assert_eq!(group_left(text("100\n"), text("130\n")), Some(0));
-        assert_eq!(group_left(None, None), None);
+        assert_eq!(group_left(text("max\n"), text("5\n"), None), None);
+        assert_eq!(group_left(text("100\n"), text("30\n"), None), Some(70));
+        assert_eq!(group_left(text("100\n"), text("130\n"), None), Some(0));
+        assert_eq!(group_left(text("100\n"), text("30\n"), text("anon 10\ninactive_file 20\n")), Some(90));
+        assert_eq!(group_left(None, None, None), None);
     }
 }

@@ -1,0 +1,4 @@
+//! Our harmony against OpenAI's own library: see `tests/`.
+
+pub mod generate;
+pub mod reference;
