@@ -1,5 +1,7 @@
 //! The CPU backend: weights repacked into tiles of sixteen rows, kernels written once for all instruction sets.
 
+#![allow(clippy::needless_range_loop, reason = "a lane or a row indexes several arrays at once")]
+
 mod attention;
 mod bandwidth;
 mod buffer;
