@@ -15,6 +15,8 @@ pub(crate) struct ChatChoice {
     parser: Option<Parser>,
     summary: Option<Summary>,
     stops: StopStrings,
+    /// Ordinary tokens that end the choice and are no part of its text.
+    stop_tokens: Vec<u32>,
     /// Fewest tokens before the edge may end the choice; the engine sees to the stop tokens itself.
     min_tokens: u32,
     /// A call does not end the choice.
@@ -69,6 +71,7 @@ impl ChatChoice {
             parser: Some(Parser::new(&plan.tool_names)),
             summary: None,
             stops: StopStrings::new(plan.params.stop.iter().cloned()),
+            stop_tokens: plan.params.stop_tokens.iter().copied().filter(|&id| !special::is_special(id)).collect(),
             min_tokens: plan.params.min_tokens,
             ignore_eos: plan.params.ignore_eos,
             reasoning: String::new(),
@@ -121,6 +124,9 @@ impl ChatChoice {
     fn token(&mut self, token: u32, logprobs: Option<&TokenLogprobs>) -> Vec<Delta> {
         let Some(parser) = &mut self.parser else { return Vec::new() };
         self.reply.push(token);
+        if self.stop_tokens.contains(&token) {
+            return Vec::new();
+        }
         let was_reasoning = parser.channel() == Some(Channel::Analysis);
         let is_visible = parser.in_content() && !special::is_special(token);
         if let (true, Some(list), Some(logprobs)) = (is_visible, &mut self.logprobs, logprobs) {

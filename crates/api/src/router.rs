@@ -52,6 +52,7 @@ async fn around(State(state): State<ApiState>, mut request: Request, next: Next)
     state.metrics().count_response(status);
     span.in_scope(|| match status {
         500.. => tracing::warn!(%method, path, status, "response"),
+        400.. => tracing::info!(%method, path, status, "response"),
         _ => tracing::debug!(%method, path, status, "response"),
     });
     response.headers_mut().insert(X_REQUEST_ID, echoed);

@@ -137,6 +137,20 @@ async fn min_tokens_and_ignore_eos_go_past_the_end() {
 }
 
 #[tokio::test]
+async fn stop_token_ids_end_the_text_before_them() {
+    let edge = Edge::start();
+    edge.script.chat("2+2?", ANSWER);
+    let reply = edge.chat("2+2?", json!({"stop_token_ids": Tokenizer::shared().encode(" ")})).await;
+    assert_eq!(reply["choices"][0]["message"]["content"], "It is");
+    let reply = edge.chat("2+2?", json!({"stop_token_ids": Tokenizer::shared().encode("4")})).await;
+    let choice = &reply["choices"][0];
+    assert_eq!(
+        (choice["message"]["content"].as_str(), choice["finish_reason"].as_str()),
+        (Some("It is "), Some("stop"))
+    );
+}
+
+#[tokio::test]
 async fn several_choices() {
     let edge = Edge::start();
     edge.script.chat("2+2?", ANSWER);

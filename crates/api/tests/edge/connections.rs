@@ -21,7 +21,7 @@ use tokio::time::{sleep, timeout};
 use crate::edge::{Answer, Edge};
 
 const CHAT: &str = "/v1/chat/completions";
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(60);
 
 /// An edge whose model answers "go" with 1,900 tokens of text.
 fn talkative(settings: ApiSettings) -> Edge {

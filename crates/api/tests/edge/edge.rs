@@ -109,7 +109,7 @@ impl Edge {
     pub async fn until(&self, what: &str, wanted: impl Fn(&EngineStats) -> bool) {
         let started = Instant::now();
         while !wanted(&self.engine.stats()) {
-            assert!(started.elapsed() < Duration::from_secs(10), "{what}: {:?}", self.engine.stats());
+            assert!(started.elapsed() < Duration::from_secs(60), "{what}: {:?}", self.engine.stats());
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }

@@ -281,7 +281,7 @@ fn any_json() -> impl Strategy<Value = Value> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig::with_cases(200))]
     #[test]
     fn no_request_is_answered_with_a_5xx(mut body in any_json(), messages in any_json(), role in any_json()) {
         if let Value::Object(fields) = &mut body {

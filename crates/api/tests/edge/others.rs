@@ -7,7 +7,7 @@ use tandem_api::{ApiSettings, ApiState, ModelInfo, router};
 use tandem_engine::EngineSettings;
 use tower::ServiceExt;
 
-use crate::edge::{Answer, Edge};
+use crate::edge::{Answer, CONTEXT, Edge};
 
 #[tokio::test]
 async fn models_under_all_their_names() {
@@ -150,6 +150,8 @@ async fn metrics_count_what_happened() {
 #[tokio::test]
 async fn text_there_and_back() {
     let edge = Edge::start();
+    let hello = edge.post("/tokenize", &json!({"prompt": "Hello"})).await.ok();
+    assert_eq!(hello, json!({"count": 1, "max_model_len": CONTEXT, "tokens": [13225], "token_strs": null}));
     let text = "Grüße, <|end|> 🦀!";
     let tokens = edge.post("/tokenize", &json!({"prompt": text, "return_token_strs": true})).await.ok();
     assert_eq!(tokens["count"], tokens["tokens"].as_array().unwrap().len());
