@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -28,7 +29,8 @@ pub fn tandem(args: &[&str]) -> Command {
 pub struct Server {
     child: Child,
     url: String,
-    log: Receiver<String>,
+    /// Shared by threads that send requests at the same time.
+    log: Mutex<Receiver<String>>,
     agent: ureq::Agent,
 }
 
@@ -47,7 +49,7 @@ impl Server {
             }
         });
         let config = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(ANSWER_TIMEOUT));
-        let mut server = Self { child, url: String::new(), log, agent: config.build().into() };
+        let mut server = Self { child, url: String::new(), log: Mutex::new(log), agent: config.build().into() };
         server.url = server.logged("http://");
         server.url = server.url.split_whitespace().find(|word| word.starts_with("http://")).expect("a URL").to_owned();
         server.wait_ready();
@@ -59,7 +61,8 @@ impl Server {
         let deadline = Instant::now() + READY_TIMEOUT;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let line = self.log.recv_timeout(left).unwrap_or_else(|_| panic!("the log never said {text:?}"));
+            let line = self.log.lock().expect("no test panics while it reads the log").recv_timeout(left);
+            let line = line.unwrap_or_else(|_| panic!("the log never said {text:?}"));
             if line.contains(text) {
                 return line;
             }
