@@ -95,6 +95,12 @@ impl ApiError {
         Self::invalid_request(StatusCode::REQUEST_TIMEOUT, Some("request_timeout"), message)
     }
 
+    /// 408: the client did not send its headers in time.
+    pub(crate) fn header_timeout(seconds: u64) -> Self {
+        let message = format!("the request's headers did not arrive within {seconds} s");
+        Self::invalid_request(StatusCode::REQUEST_TIMEOUT, Some("request_timeout"), message)
+    }
+
     /// 413: the body is larger than the settings allow.
     pub(crate) fn body_too_large(limit_bytes: usize) -> Self {
         let message = format!("the request body exceeds the limit of {limit_bytes} bytes");

@@ -1,6 +1,7 @@
 //! `GET /v1/models` and `GET /v1/models/{id}`.
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use serde_json::{Value, json};
 
@@ -17,7 +18,11 @@ pub(crate) async fn list(State(state): State<ApiState>) -> Result<Json<Value>, A
 }
 
 /// The model of that name.
-pub(crate) async fn one(State(state): State<ApiState>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
+pub(crate) async fn one(
+    State(state): State<ApiState>,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<Json<Value>, ApiError> {
+    let Path(name) = name.map_err(|error| ApiError::invalid_value("model", error.body_text()))?;
     let served = state.served()?;
     let model = &served.model;
     model.check_name(&name)?;

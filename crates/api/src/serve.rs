@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use hyper::server::conn::http1;
+use hyper::server::conn::http1::{self, Parts};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
@@ -13,6 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use crate::error::ApiError;
 use crate::router::router;
 use crate::settings::ApiSettings;
 use crate::state::{ApiState, is_true};
@@ -80,17 +81,34 @@ async fn connection(
         tracing::debug!(%error, "setting TCP_NODELAY");
     }
     let stream = TokioIo::new(WriteDeadline::new(stream, state.settings().write_timeout));
-    let connection = http(state.settings()).serve_connection(stream, TowerToHyperService::new(service));
-    let mut connection = std::pin::pin!(connection);
+    let mut connection = http(state.settings()).serve_connection(stream, TowerToHyperService::new(service));
     let ended = tokio::select! {
         ended = &mut connection => ended,
         () = is_true(&mut closing) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+            std::pin::Pin::new(&mut connection).graceful_shutdown();
+            (&mut connection).await
         }
     };
     if let Err(error) = ended {
         tracing::debug!(error = &error as &dyn std::error::Error, "a connection ended early");
+        let Parts { io, read_buf, .. } = connection.into_parts();
+        // An idle connection is closed without a word, as an answer could be taken for that of the next request.
+        if error.is_timeout() && !read_buf.is_empty() {
+            refuse_slow_headers(io.into_inner().get_ref(), state.settings());
+        }
+    }
+}
+
+/// Answers a request whose headers did not arrive in time, as far as that goes without waiting.
+fn refuse_slow_headers(stream: &TcpStream, settings: &ApiSettings) {
+    let body = ApiError::header_timeout(settings.header_timeout.as_secs()).body().to_string();
+    let answer = format!(
+        "HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
+         connection: close\r\n\r\n{body}",
+        body.len()
+    );
+    if let Err(error) = stream.try_write(answer.as_bytes()) {
+        tracing::debug!(%error, "answering a request whose headers came too slowly");
     }
 }
 

@@ -23,6 +23,11 @@ impl<T> WriteDeadline<T> {
         Self { inner, limit, timer: Box::pin(sleep(limit)), waiting: false }
     }
 
+    /// What the writes go to.
+    pub(crate) fn get_ref(&self) -> &T {
+        &self.inner
+    }
+
     /// `written`, or the timeout if it has been pending for too long.
     fn limited<R>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
         if written.is_ready() {

@@ -182,6 +182,7 @@ async fn unknown_models() {
         assert_eq!((answer.status.as_u16(), answer.error()["code"].as_str()), (404, Some("model_not_found")));
         assert_eq!(answer.error()["param"], "model");
     }
+    assert_eq!(edge.get("/v1/models/%ff").await.error()["code"], "invalid_value");
     assert_eq!(edge.get("/v1/models/gpt-5").await.error()["code"], "model_not_found");
 }
 

@@ -108,6 +108,37 @@ impl Rows for Q8Rows {
     }
 }
 
+/// Rows of int8 twice over: each row's values, and what rounding them left, quantised alike. Together they hold fifteen bits,
+/// for where eight are too coarse.
+#[derive(Clone, Copy)]
+pub(crate) struct SplitRows(Q8Rows);
+
+impl Rows for SplitRows {
+    /// Values and remainders.
+    type Row = [Q8Row; 2];
+
+    #[inline(always)]
+    unsafe fn row(self, index: usize) -> [Q8Row; 2] {
+        // SAFETY: the row exists, so both of its halves do.
+        unsafe { [self.0.row(2 * index), self.0.row(2 * index + 1)] }
+    }
+
+    #[inline(always)]
+    unsafe fn put_group(self, index: usize, group: usize, values: &[f32; GROUP]) {
+        // SAFETY: the row exists and the group is ours, in both halves.
+        unsafe {
+            self.0.put_group(2 * index, group, values);
+            let Q8Row { values: rounded, scales, .. } = self.0.row(2 * index);
+            let scale = *scales.add(group);
+            let mut left = [0.0; GROUP];
+            for i in 0..GROUP {
+                left[i] = values[i] - scale * f32::from(*rounded.add(group * GROUP + i));
+            }
+            self.0.put_group(2 * index + 1, group, &left);
+        }
+    }
+}
+
 /// Nearest integer, ties to even, for magnitudes up to 2^22.
 #[inline(always)]
 pub(crate) fn round(x: f32) -> i32 {
@@ -132,6 +163,17 @@ impl Q8Scratch {
             sums: grown(&mut self.sums, rows * width / GROUP)?,
             width,
         })
+    }
+}
+
+/// Room for split rows that grows to the largest step met.
+#[derive(Default)]
+pub(crate) struct SplitScratch(Q8Scratch);
+
+impl SplitScratch {
+    /// Room for `rows` rows of `width` values.
+    pub(crate) fn rows(&mut self, rows: usize, width: usize) -> Result<SplitRows, BackendError> {
+        Ok(SplitRows(self.0.rows(2 * rows, width)?))
     }
 }
 
