@@ -1,5 +1,5 @@
 //! Whole-program tests: the real binary, spoken to over HTTP.
 
 mod refusals;
-mod serving;
 mod server;
+mod serving;

@@ -45,7 +45,7 @@ fn checkpoints_that_are_none() {
 fn what_does_not_fit_is_refused_with_the_table() {
     let (code, message) = run(&["serve", "--synthetic", "120b", "--memory", "4G"], &[]);
     assert_eq!(code, Some(1), "{message}");
-    assert!(message.contains("experts") && message.contains("4.0"), "{message}");
+    assert!(message.contains("experts") && message.contains("4.29 GB"), "{message}");
 }
 
 #[test]

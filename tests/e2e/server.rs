@@ -28,7 +28,6 @@ pub fn tandem(args: &[&str]) -> Command {
 pub struct Server {
     child: Child,
     url: String,
-    log: Receiver<String>,
     agent: ureq::Agent,
 }
 
@@ -47,23 +46,9 @@ impl Server {
             }
         });
         let config = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(ANSWER_TIMEOUT));
-        let mut server = Self { child, url: String::new(), log, agent: config.build().into() };
-        server.url = server.logged("http://");
-        server.url = server.url.split_whitespace().find(|word| word.starts_with("http://")).expect("a URL").to_owned();
+        let server = Self { child, url: logged_url(&log), agent: config.build().into() };
         server.wait_ready();
         server
-    }
-
-    /// Waits for a line of the log that contains `text`.
-    pub fn logged(&self, text: &str) -> String {
-        let deadline = Instant::now() + READY_TIMEOUT;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let line = self.log.recv_timeout(left).unwrap_or_else(|_| panic!("the log never said {text:?}"));
-            if line.contains(text) {
-                return line;
-            }
-        }
     }
 
     fn wait_ready(&self) {
@@ -124,6 +109,18 @@ impl Server {
         let mut events: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
         assert_eq!(events.pop(), Some("[DONE]"), "{text}");
         events.into_iter().map(|event| serde_json::from_str(event).expect("JSON events")).collect()
+    }
+}
+
+/// The address in the first line of the log that names one.
+fn logged_url(log: &Receiver<String>) -> String {
+    let deadline = Instant::now() + READY_TIMEOUT;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let line = log.recv_timeout(left).expect("a log that names the address");
+        if let Some(url) = line.split_whitespace().find(|word| word.starts_with("http://")) {
+            return url.to_owned();
+        }
     }
 }
 

@@ -7,7 +7,8 @@
 use std::{error::Error, io, time::Instant};
 
 use tandem_backend::{
-    Backend, DenseFormat, ExpertsShape, ExpertsSource, Precision, RowSource,
+    AttentionContext, AttentionKind, Backend, Batch, DenseFormat, ExpertsShape, ExpertsSource, KvFormat, KvShape,
+    Precision, Rope, RowSource, Sequence,
     cpu::{CpuBackend, CpuOptions, Isa, read_bandwidth},
 };
 
@@ -84,6 +85,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for n in [64, 512] {
         layer.prefill(n)?;
     }
+    attention(&backend)?;
     let again = probe(&backend)?;
     println!("read bandwidth again {:.1} GB/s", again / 1e9);
     Ok(())
@@ -189,6 +191,37 @@ impl<'a> Layer<'a> {
         println!("  experts               {n:4} rows {:9.2} ms {:7.0} GOP/s", moe * 1e3, rate(work, moe));
         Ok(())
     }
+}
+
+/// Attention of one layer: a prompt of 512 tokens, and one token after 4,095.
+fn attention(backend: &CpuBackend) -> Result<(), Box<dyn Error>> {
+    const TOKENS: usize = 4096;
+    let (heads, kv_heads, head_dim, block_tokens) = (64, 8, 64, 16);
+    let blocks = TOKENS / block_tokens;
+    let shape = KvShape { layers: 1, blocks, block_tokens, kv_heads, head_dim, format: KvFormat::Bf16 };
+    let mut kv = backend.kv(shape)?;
+    let sinks = backend.vector(&noise(1, 2 * heads, Kind::Bf16))?;
+    let rope = Rope { inv_freq: (0..32).map(|j| 0.7_f32.powi(j)).collect(), scale: 1.0 };
+    let table: Vec<u32> = (0..blocks as u32).collect();
+    for (position, n) in [(0, 512), (TOKENS - 1, 1)] {
+        let mut qkv = backend.buffer(n, QKV)?;
+        backend.upload(&mut qkv, 0, &vec![0.1; n * QKV])?;
+        let mut out = backend.buffer(n, heads * head_dim)?;
+        let sequences =
+            [Sequence { rows: 0..n, position: position as u32, full_blocks: &table, sliding_blocks: &table }];
+        let batch = Batch { tokens: &vec![0; n], sequences: &sequences };
+        for kind in [AttentionKind::Full, AttentionKind::Sliding { window: 128 }] {
+            let context = AttentionContext { batch: &batch, kind, layer: 0, heads };
+            let store = best(5, |_| backend.rope_store(&mut qkv, &rope, &context, &mut kv))?;
+            let attend = best(20, |_| backend.attention(&qkv, &sinks, &context, &kv, &mut out))?;
+            println!(
+                "  {kind:?} from {position}, {n} rows: rope and store {:.1} us, attention {:.1} us",
+                store * 1e6,
+                attend * 1e6
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Operations per second in units of 10^9, a multiply-add counting two.

@@ -167,7 +167,7 @@ impl Report {
         let spread = |of: fn(&Run) -> f64| Spread::of(runs.iter().map(of).collect());
         let flat = |of: fn(&Run) -> &Vec<f64>| Spread::of(runs.iter().flat_map(|run| of(run).clone()).collect());
         let decode_tokens_per_s = spread(|run| run.decode_tokens_per_s);
-        let achieved = (args.streams == 1).then(|| loaded.weight_bytes_per_token as f64 * decode_tokens_per_s.median);
+        let achieved = (args.streams == 1).then_some(loaded.weight_bytes_per_token as f64 * decode_tokens_per_s.median);
         Self {
             model: loaded.name.clone(),
             device: loaded.device.clone(),

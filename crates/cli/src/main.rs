@@ -7,6 +7,7 @@ mod load;
 mod serve;
 mod settings;
 
+use std::io::{IsTerminal, stderr};
 use std::process::ExitCode;
 
 use anyhow::{Result, anyhow};
@@ -49,6 +50,11 @@ fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
 /// Logs to standard error; standard output belongs to what was asked for.
 fn start_log(level: &str) -> Result<()> {
     let filter = EnvFilter::try_new(level).map_err(|error| anyhow!("--log {level}: {error}"))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_ansi(stderr().is_terminal())
+        .with_writer(stderr)
+        .init();
     Ok(())
 }

@@ -96,12 +96,7 @@ pub struct Model<B: Backend> {
 
 impl<B: Backend> Model<B> {
     /// Reads all weights from `store` and allocates caches and working memory for `capacity`.
-    pub fn load(
-        backend: B,
-        store: &dyn WeightStore,
-        formats: Formats,
-        capacity: Capacity,
-    ) -> Result<Self, ModelError> {
+    pub fn load(backend: B, store: &dyn WeightStore, formats: Formats, capacity: Capacity) -> Result<Self, ModelError> {
         let config = store.config().clone();
         let loader = Loader { backend: &backend, store, dense: formats.dense };
         let embedding = loader.matrix(TensorId::Embedding, DenseFormat::Bf16)?;
@@ -126,19 +121,7 @@ impl<B: Backend> Model<B> {
         let sliding = pool(config.layers_of(LayerKind::Sliding), capacity.sliding_blocks)?;
         let scratch = Scratch::new(&backend, &config, capacity.max_step_tokens as usize)?;
         let rope = config.rope();
-        Ok(Self {
-            backend,
-            config,
-            capacity,
-            rope,
-            embedding,
-            layers,
-            final_norm,
-            lm_head,
-            full,
-            sliding,
-            scratch,
-        })
+        Ok(Self { backend, config, capacity, rope, embedding, layers, final_norm, lm_head, full, sliding, scratch })
     }
 
     /// The model's configuration.

@@ -169,8 +169,7 @@ impl Weights {
             if complete || (enough && sampling.min_p <= 0.0) {
                 kept.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
                 kept.truncate(limit);
-                let whole =
-                    if limit == usize::MAX && sampling.min_p <= 0.0 { self.total } else { sum_of(&kept) };
+                let whole = if limit == usize::MAX && sampling.min_p <= 0.0 { self.total } else { sum_of(&kept) };
                 keep_nucleus(&mut kept, f64::from(sampling.top_p) * whole);
                 return kept;
             }

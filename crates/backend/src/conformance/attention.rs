@@ -131,7 +131,7 @@ impl Case {
         );
         // More blocks than either table has entries, so that the permutation repeats none; 7 must not divide half of it.
         let mut half = (steps.iter().sum::<usize>() + 130 + 2 * self.block_tokens) / self.block_tokens + 8;
-        half += usize::from(half % 7 == 0);
+        half += usize::from(half.is_multiple_of(7));
         let mut kv = suite.backend.kv(self.shape(2 * half)).unwrap();
         let mut references = [Reference::new(self, start), Reference::new(self, start + 3)];
         let mut positions = [start, start + 3];

@@ -15,7 +15,7 @@ pub(super) fn run<B: Backend>(suite: &mut Suite<'_, B>) {
             layer.check(suite, &x, n, experts.min(4), &format!("moe {experts} x {hidden} x {intermediate}, {n} rows"));
         }
     }
-    let layer = Layer::random(4, 64, 64).to_one_expert(2);
+    let layer = Layer::random(4, 64, 64).with_one_expert(2);
     for n in [3, 70] {
         let x = Random(7).normals(n * 64, 1.0);
         layer.check(suite, &x, n, 1, &format!("moe, all {n} rows on one expert"));
@@ -82,7 +82,7 @@ impl Layer {
         }
     }
 
-    fn to_one_expert(mut self, expert: usize) -> Self {
+    fn with_one_expert(mut self, expert: usize) -> Self {
         self.router_bias[expert] = 1000.0;
         self
     }
@@ -199,7 +199,7 @@ fn clamps<B: Backend>(suite: &mut Suite<'_, B>) {
 /// Scale bytes at the ends of their range, with activations that bring the products back to order one.
 fn extreme_scales<B: Backend>(suite: &mut Suite<'_, B>) {
     for (byte, deviation) in [(0, 3e36), (1, 3e36), (126, 1.0), (127, 0.5)] {
-        let mut layer = Layer::random(4, 64, 64).to_one_expert(1);
+        let mut layer = Layer::random(4, 64, 64).with_one_expert(1);
         layer.gate_up.scales.fill(byte);
         // The router would overflow.
         layer.router.fill(0.0);
@@ -207,7 +207,7 @@ fn extreme_scales<B: Backend>(suite: &mut Suite<'_, B>) {
         layer.check(suite, &x, 3, 1, &format!("moe with scale byte {byte}"));
     }
     // At 254 one code is as large as f32 goes. One weight per row, so that no sum overflows; all gates saturate.
-    let mut layer = Layer::random(4, 64, 64).to_one_expert(1);
+    let mut layer = Layer::random(4, 64, 64).with_one_expert(1);
     layer.router.fill(0.0);
     layer.gate_up.scales.fill(254);
     for (row, blocks) in layer.gate_up.blocks.chunks_mut(32).enumerate() {

@@ -31,7 +31,7 @@ struct RowPlace<'a> {
 /// Rows of the batch with their sequences, after checking every block they touch.
 fn places<'a>(context: &'a AttentionContext<'_>, kv: &CpuKv) -> Result<Vec<RowPlace<'a>>, BackendError> {
     let shape = &kv.shape;
-    if context.heads == 0 || context.heads % shape.kv_heads != 0 || context.layer >= shape.layers {
+    if context.heads == 0 || !context.heads.is_multiple_of(shape.kv_heads) || context.layer >= shape.layers {
         let AttentionContext { heads, layer, .. } = context;
         return Err(BackendError::Shape(format!("{heads} query heads, layer {layer}, over a pool of {shape:?}")));
     }

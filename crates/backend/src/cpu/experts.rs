@@ -77,7 +77,7 @@ pub(crate) fn read_bf16(source: &dyn RowSource, what: &str) -> Result<Vec<f32>, 
 
 fn check(shape: &ExpertsShape, source: &ExpertsSource<'_>) -> Result<(), BackendError> {
     let ExpertsShape { experts, hidden, intermediate, .. } = *shape;
-    if hidden % GROUP != 0 || intermediate % GROUP != 0 || hidden * intermediate == 0 {
+    if !hidden.is_multiple_of(GROUP) || !intermediate.is_multiple_of(GROUP) || hidden * intermediate == 0 {
         return Err(BackendError::Shape(format!("experts {hidden} x {intermediate} are no multiples of {GROUP}")));
     }
     let expect = |what: &str, source: &dyn RowSource, rows: usize, bytes: usize| {

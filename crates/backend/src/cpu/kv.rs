@@ -32,7 +32,7 @@ pub(crate) struct KvLayout {
 impl CpuKv {
     /// A zeroed pool.
     pub(crate) fn new(shape: KvShape) -> Result<Self, BackendError> {
-        if shape.head_dim == 0 || shape.head_dim % LANES != 0 || shape.block_tokens == 0 {
+        if shape.head_dim == 0 || !shape.head_dim.is_multiple_of(LANES) || shape.block_tokens == 0 {
             let KvShape { head_dim, block_tokens, .. } = shape;
             return Err(BackendError::Shape(format!("KV of head width {head_dim}, {block_tokens} tokens a block")));
         }

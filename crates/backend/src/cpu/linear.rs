@@ -31,10 +31,10 @@ pub(crate) unsafe fn tile_times_rows<S: Simd, D: Dot>(
     // SAFETY: the caller's; each step takes as many rows as are left.
     unsafe {
         let mut done = 0;
-        while D::BLOCK >= 8 && rows.len() - done >= 8 {
+        while D::BLOCK >= 8 && S::ROW_BLOCK >= 8 && rows.len() - done >= 8 {
             done = some_rows::<S, D, 8>(tile, cols, rows, done, out);
         }
-        while D::BLOCK >= 4 && rows.len() - done >= 4 {
+        while D::BLOCK >= 4 && S::ROW_BLOCK >= 4 && rows.len() - done >= 4 {
             done = some_rows::<S, D, 4>(tile, cols, rows, done, out);
         }
         while rows.len() - done >= 2 {

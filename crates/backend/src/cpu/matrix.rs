@@ -22,7 +22,7 @@ impl CpuMatrix {
     /// Reads a BF16 matrix, sixteen rows at a time, on all threads.
     pub(crate) fn load(pool: &Pool, source: &dyn RowSource, format: DenseFormat) -> Result<Self, BackendError> {
         let (rows, cols) = (source.rows(), source.row_bytes() / 2);
-        if cols == 0 || cols % GROUP != 0 || source.row_bytes() % 2 != 0 {
+        if cols == 0 || !cols.is_multiple_of(GROUP) || !source.row_bytes().is_multiple_of(2) {
             return Err(BackendError::Shape(format!(
                 "a row of {} bytes is no multiple of 32 values",
                 source.row_bytes()

@@ -1,5 +1,7 @@
 //! The CPU backend: weights repacked into tiles of sixteen rows, kernels written once for all instruction sets.
 
+#![allow(clippy::needless_range_loop, reason = "a lane or a row indexes several arrays at once")]
+
 mod attention;
 mod bandwidth;
 mod buffer;
@@ -29,12 +31,12 @@ pub use matrix::CpuMatrix;
 pub use route::CpuRouting;
 
 use attention::Attention;
-use dot::{Bf16, Dot, Mxfp4F32, Mxfp4Q8, Q8F32, Q8Q8};
+use dot::{Bf16, Dot, Mxfp4F32, Mxfp4Q8, Q8F32, Q8Split};
 use linear::Linear;
 use moe::{ExpertPlan, Moe};
 use pages::Shared;
 use pool::Pool;
-use rows::{F32Rows, F32Scratch, Q8Rows, Q8Scratch};
+use rows::{F32Rows, F32Scratch, Q8Scratch, Rows, SplitScratch};
 
 use crate::{
     AttentionContext, Backend, BackendError, DenseFormat, ExpertsShape, ExpertsSource, KvShape, Precision, Rope,
@@ -63,8 +65,10 @@ pub struct CpuBackend {
 /// What lives only within an operation.
 #[derive(Default)]
 struct Scratch {
-    /// Quantised activations going into an operation.
+    /// Quantised activations going into the experts.
     x: Q8Scratch,
+    /// Twice quantised activations going into a dense matrix.
+    split: SplitScratch,
     /// Quantised activations between gate-up and down.
     z: Q8Scratch,
     /// The same in f32.
@@ -134,9 +138,8 @@ impl CpuBackend {
         F32Rows::new(Shared::reading(&x.values), x.width)
     }
 
-    /// Rows of `x` quantised.
-    fn quantised(&self, x: &CpuBuffer, n: usize, scratch: &mut Q8Scratch) -> Result<Q8Rows, BackendError> {
-        let rows = scratch.rows(n, x.width)?;
+    /// Writes the first `n` rows of `x` to `rows`, quantised.
+    fn quantise<R: Rows>(&self, x: &CpuBuffer, n: usize, rows: R) -> R {
         // SAFETY: the instruction set was checked in `new`; every row is written by one thread.
         let one = |row: usize| unsafe { self.isa.run(norm::Quantise { values: x.row(row), rows, row }) };
         if n < 8 {
@@ -144,7 +147,7 @@ impl CpuBackend {
         } else {
             self.pool.for_each(n, &one);
         }
-        Ok(rows)
+        rows
     }
 }
 
@@ -270,8 +273,8 @@ impl Backend for CpuBackend {
             (DenseFormat::Q8, Precision::Exact) => self.multiply::<Q8F32>(self.plain(x), n, weight, bias, to),
             (DenseFormat::Q8, Precision::Fast) => {
                 let mut scratch = self.scratch();
-                let x = self.quantised(x, n, &mut scratch.x)?;
-                self.multiply::<Q8Q8>(x, n, weight, bias, to);
+                let x = self.quantise(x, n, scratch.split.rows(n, x.width)?);
+                self.multiply::<Q8Split>(x, n, weight, bias, to);
             }
         }
         Ok(())
@@ -370,7 +373,7 @@ impl Backend for CpuBackend {
             let op = Moe::<Mxfp4F32> { plan: &plan, routing, experts, n, x, z, out: to, width };
             op.run(&self.pool, self.isa);
         } else {
-            let x = self.quantised(x, n, &mut scratch.x)?;
+            let x = self.quantise(x, n, scratch.x.rows(n, x.width)?);
             let z = scratch.z.rows(plan.slots(), shape.intermediate)?;
             let op = Moe::<Mxfp4Q8> { plan: &plan, routing, experts, n, x, z, out: to, width };
             op.run(&self.pool, self.isa);

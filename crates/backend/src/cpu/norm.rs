@@ -1,7 +1,7 @@
 use super::{
     dot::GROUP,
     math::sum_lanes,
-    rows::{Q8Rows, Rows},
+    rows::Rows,
     simd::{Kernel, LANES, Simd},
 };
 
@@ -33,13 +33,13 @@ impl Kernel for RmsNorm<'_> {
 }
 
 /// Quantises one row.
-pub(crate) struct Quantise<'a> {
+pub(crate) struct Quantise<'a, R> {
     pub(crate) values: &'a [f32],
-    pub(crate) rows: Q8Rows,
+    pub(crate) rows: R,
     pub(crate) row: usize,
 }
 
-impl Kernel for Quantise<'_> {
+impl<R: Rows> Kernel for Quantise<'_, R> {
     type Out = ();
 
     #[inline(always)]

@@ -13,6 +13,9 @@ use std::{
 /// follow each other within a few microseconds, so that only an idle server's threads sleep.
 const SPIN: Duration = Duration::from_micros(80);
 
+/// After this long it offers its core to others while it spins: on a busy machine the thread waited for may be one of them.
+const SPIN_ALONE: Duration = Duration::from_micros(10);
+
 /// A few threads that run one piece of work together, many thousand times a second.
 ///
 /// The calling thread is one of them. Work is handed over by a counter the others spin on; a barrier inside the work
@@ -219,8 +222,12 @@ impl Gate {
                 }
                 hint::spin_loop();
             }
-            if begun.elapsed() > SPIN {
+            let waited = begun.elapsed();
+            if waited > SPIN {
                 return self.sleep_past(seen);
+            }
+            if waited > SPIN_ALONE {
+                thread::yield_now();
             }
         }
     }

@@ -84,10 +84,10 @@ impl Rows for Q8Rows {
         // SAFETY: the row exists and the group is ours.
         let (out, scale, sum) =
             unsafe { (self.values.slice(at * GROUP, GROUP), self.scales.slice(at, 1), self.sums.slice(at, 1)) };
-        let mut largest = [0.0_f32; 8];
-        for (i, v) in values.iter().enumerate() {
-            let magnitude = v.abs();
-            largest[i % 8] = if magnitude > largest[i % 8] { magnitude } else { largest[i % 8] };
+        let mut largest = [0.0_f32; 16];
+        for l in 0..16 {
+            let (a, b) = (values[l].abs(), values[l + 16].abs());
+            largest[l] = if a > b { a } else { b };
         }
         let mut amax = 0.0_f32;
         for m in largest {
@@ -95,11 +95,46 @@ impl Rows for Q8Rows {
         }
         let inverse = if amax < TINY { 0.0 } else { 127.0 / amax };
         scale[0] = amax / 127.0;
-        sum[0] = 0;
-        for (o, v) in out.iter_mut().zip(values) {
-            let q = round(v * inverse);
-            *o = q as i8;
-            sum[0] += q;
+        let mut integers = [0_i32; GROUP];
+        for i in 0..GROUP {
+            integers[i] = round(values[i] * inverse);
+        }
+        let mut total = 0;
+        for i in 0..GROUP {
+            out[i] = integers[i] as i8;
+            total += integers[i];
+        }
+        sum[0] = total;
+    }
+}
+
+/// Rows of int8 twice over: each row's values, and what rounding them left, quantised alike. Together they hold fifteen bits,
+/// for where eight are too coarse.
+#[derive(Clone, Copy)]
+pub(crate) struct SplitRows(Q8Rows);
+
+impl Rows for SplitRows {
+    /// Values and remainders.
+    type Row = [Q8Row; 2];
+
+    #[inline(always)]
+    unsafe fn row(self, index: usize) -> [Q8Row; 2] {
+        // SAFETY: the row exists, so both of its halves do.
+        unsafe { [self.0.row(2 * index), self.0.row(2 * index + 1)] }
+    }
+
+    #[inline(always)]
+    unsafe fn put_group(self, index: usize, group: usize, values: &[f32; GROUP]) {
+        // SAFETY: the row exists and the group is ours, in both halves.
+        unsafe {
+            self.0.put_group(2 * index, group, values);
+            let Q8Row { values: rounded, scales, .. } = self.0.row(2 * index);
+            let scale = *scales.add(group);
+            let mut left = [0.0; GROUP];
+            for i in 0..GROUP {
+                left[i] = values[i] - scale * f32::from(*rounded.add(group * GROUP + i));
+            }
+            self.0.put_group(2 * index + 1, group, &left);
         }
     }
 }
@@ -128,6 +163,17 @@ impl Q8Scratch {
             sums: grown(&mut self.sums, rows * width / GROUP)?,
             width,
         })
+    }
+}
+
+/// Room for split rows that grows to the largest step met.
+#[derive(Default)]
+pub(crate) struct SplitScratch(Q8Scratch);
+
+impl SplitScratch {
+    /// Room for `rows` rows of `width` values.
+    pub(crate) fn rows(&mut self, rows: usize, width: usize) -> Result<SplitRows, BackendError> {
+        Ok(SplitRows(self.0.rows(2 * rows, width)?))
     }
 }
 

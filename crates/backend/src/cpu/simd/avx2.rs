@@ -110,6 +110,7 @@ impl Simd for Avx2 {
     type B = (__m256i, __m256i);
     const Q8_BIAS: i32 = 0;
     const FP4_BIAS: i32 = 12;
+    const ROW_BLOCK: usize = 8;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::F {

@@ -29,6 +29,7 @@ impl Simd for Avx512 {
     type B = __m512i;
     const Q8_BIAS: i32 = 128;
     const FP4_BIAS: i32 = 12;
+    const ROW_BLOCK: usize = 8;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::F {

@@ -50,6 +50,8 @@ pub(crate) trait Simd: Copy {
     const Q8_BIAS: i32;
     /// What `dot_fp4` adds to every (doubled) weight.
     const FP4_BIAS: i32;
+    /// Activation rows (1, 2, 4 or 8) whose sums over a tile fit the registers.
+    const ROW_BLOCK: usize;
 
     /// All lanes `x`.
     unsafe fn splat(x: f32) -> Self::F;

@@ -10,6 +10,7 @@ impl Simd for Scalar {
     type B = [[u8; 4]; LANES];
     const Q8_BIAS: i32 = 0;
     const FP4_BIAS: i32 = 0;
+    const ROW_BLOCK: usize = 4;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::F {
