@@ -18,6 +18,9 @@ fn exact_conforms_with_the_same_bits_on_every_isa_and_any_threads() {
     let scalar = conformance::run(&backend(Precision::Exact, Isa::Scalar, 1), Precision::Exact);
     for isa in Isa::all_available() {
         for threads in [1, 3] {
+            if (isa, threads) == (Isa::Scalar, 1) {
+                continue;
+            }
             let outputs = conformance::run(&backend(Precision::Exact, isa, threads), Precision::Exact);
             let different = bits(&outputs).iter().zip(bits(&scalar)).position(|(a, b)| *a != b);
             assert_eq!(different, None, "{isa} with {threads} threads differs from scalar");
@@ -38,7 +41,7 @@ const FAST_ACROSS_ISAS: f32 = 1e-4;
 #[test]
 fn fast_conforms_and_agrees_with_scalar_on_every_isa() {
     let scalar = conformance::run(&backend(Precision::Fast, Isa::Scalar, 2), Precision::Fast);
-    for isa in Isa::all_available() {
+    for isa in Isa::all_available().filter(|isa| *isa != Isa::Scalar) {
         let outputs = conformance::run(&backend(Precision::Fast, isa, 2), Precision::Fast);
         assert_eq!(outputs.len(), scalar.len());
         for (i, (a, b)) in outputs.iter().zip(&scalar).enumerate() {

@@ -15,6 +15,7 @@ use tandem_model::{
 };
 use tracing::info;
 
+use crate::demo;
 use crate::settings::{Dense, Device, Kv, ModelArgs, SyntheticShape};
 
 /// Positions of a KV block.
@@ -140,7 +141,8 @@ impl Source {
         if let Some(folder) = &args.model {
             return Ok(Self { store: Box::new(Checkpoint::open(folder)?), name: folder_name(folder), notice: None });
         }
-        bail!("name a checkpoint folder, or try --synthetic tiny");
+        let store = Box::new(Checkpoint::open(&demo::checkpoint()?)?);
+        Ok(Self { store, name: demo::NAME.into(), notice: Some(demo::NOTICE) })
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod bench;
 mod chat;
+mod demo;
 mod inspect;
 mod load;
 mod serve;

@@ -1,5 +1,7 @@
 //! Models, probes, metrics, names.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::http::Request;
 use serde_json::json;
@@ -72,7 +74,7 @@ async fn nothing_is_served_before_the_model_is_loaded() {
 async fn a_stopped_engine_is_not_healthy() {
     let edge = Edge::start();
     assert_eq!(edge.get("/ready").await.status, 200);
-    edge.engine.shutdown(std::time::Duration::from_secs(1));
+    edge.engine.shutdown(Duration::from_secs(1));
     for path in ["/ready", "/health"] {
         assert_eq!(edge.get(path).await.error()["code"], "engine_not_running");
     }
@@ -104,10 +106,13 @@ fn sample(page: &str, name: &str) -> f64 {
 async fn metrics_count_what_happened() {
     let edge = Edge::start();
     edge.script.chat("hi", "<|channel|>final<|message|>Hello there<|return|>");
+    edge.script.chat("talk", &format!("<|channel|>final<|message|>Well{}", " and so on".repeat(400)));
     edge.script.chat("call", "<|channel|>commentary to=functions.unknown<|message|>{}<|call|>");
     edge.chat("hi", json!({})).await;
     edge.chat("hi", json!({"max_tokens": 2})).await;
-    edge.chat("hi", json!({"stop": "there"})).await;
+    edge.slow_down(Duration::from_millis(2));
+    edge.chat("talk", json!({"stop": "so"})).await;
+    edge.slow_down(Duration::ZERO);
     edge.chat("call", json!({})).await;
     edge.post("/v1/chat/completions", &json!({})).await;
     edge.until_idle().await;

@@ -8,7 +8,7 @@ use crate::{Backend, DenseFormat};
 
 pub(super) fn run<B: Backend>(suite: &mut Suite<'_, B>) {
     for format in [DenseFormat::Bf16, DenseFormat::Q8] {
-        for (features, cols) in [(1, 32), (16, 64), (17, 96), (777, 320), (512, 256), (40, 2880)] {
+        for (features, cols) in [(1, 32), (16, 64), (17, 96), (777, 320), (512, 256), (24, 1440)] {
             linear(suite, format, features, cols, &[1, 2, 3, 5, 8, 9, 33]);
         }
         linear(suite, format, 33, 32, &[4096]);

@@ -1,10 +1,11 @@
 //! A golden checkpoint on the CPU backend, driven directly.
 
 use std::ops::Range;
+use std::path::Path;
 
 use tandem_backend::cpu::{CpuBackend, CpuOptions};
 use tandem_backend::{Batch, DenseFormat, KvFormat, Precision, Sequence};
-use tandem_model::{Checkpoint, Formats, Model};
+use tandem_model::{Checkpoint, Formats, Model, WeightStore};
 use tandem_step::Capacity;
 use tandem_testkit::CheckpointSpec;
 
@@ -37,19 +38,23 @@ impl Harness {
     pub fn new(spec: &CheckpointSpec, precision: Precision, dense: DenseFormat, kv: KvFormat) -> Self {
         let folder = tempfile::tempdir().unwrap();
         tandem_testkit::write_hub(folder.path(), spec).unwrap();
-        let store = Checkpoint::open(folder.path()).unwrap();
-        let options = CpuOptions { precision, threads: Some(2), isa: None };
+        Self::open(folder.path(), precision, dense, kv)
+    }
+
+    pub fn open(folder: &Path, precision: Precision, dense: DenseFormat, kv: KvFormat) -> Self {
+        let store = Checkpoint::open(folder).unwrap();
+        let config = store.config();
         let capacity = Capacity {
             block_tokens: BLOCK_TOKENS,
             full_blocks: SEQUENCES_MAX * BLOCKS,
             sliding_blocks: SEQUENCES_MAX * BLOCKS,
-            window: spec.window as u32,
+            window: config.sliding_window as u32,
             context: CONTEXT,
             max_streams: SEQUENCES_MAX,
             max_step_tokens: CONTEXT * SEQUENCES_MAX,
-            vocab: spec.vocab as u32,
+            vocab: config.vocab as u32,
         };
-        let backend = CpuBackend::new(options).unwrap();
+        let backend = CpuBackend::new(CpuOptions { precision, threads: Some(2), isa: None }).unwrap();
         let model = Model::load(backend, &store, Formats { dense, kv }, capacity).unwrap();
         // 7 is prime to the number of blocks: every sequence's blocks lie scattered.
         let all = SEQUENCES_MAX * BLOCKS;

@@ -1,5 +1,6 @@
 //! Exact mode against transformers, against itself, and as the yardstick of fast mode.
 
+mod demo;
 mod equalities;
 mod golden;
 mod harness;
