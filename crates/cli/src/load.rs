@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use tandem_backend::cpu::{CpuBackend, CpuOptions, Isa, read_bandwidth as cpu_read_bandwidth};
 use tandem_backend::{Backend, DenseFormat, KvFormat, Precision};
 use tandem_engine::{Engine, EngineSettings};
+use tandem_harmony::Tokenizer;
 use tandem_model::memory::{MemoryPlan, MemoryRequest, available_memory, bytes_per_token, plan_memory};
 use tandem_model::{
     Checkpoint, Config, Counted, Formats, LocalWorker, Model, Runner, Synthetic, SyntheticKind, WeightStore,
@@ -73,9 +74,14 @@ pub fn load(args: &ModelArgs, progress: Progress) -> Result<Loaded> {
     let device = backend.describe();
     info!("device: {device}{}", chosen(args.device));
     let formats = Formats { dense: numbers.dense, kv: numbers.kv };
+    // The first request should not pay for reading the vocabulary.
+    let tokenizer = std::thread::spawn(|| drop(Tokenizer::shared().encode("")));
     let model = with_progress(source.store.as_ref(), progress, |store| {
         Ok(Model::load(backend, store, formats, plan.capacity)?)
     })?;
+    if tokenizer.join().is_err() {
+        bail!("reading the tokenizer's vocabulary failed");
+    }
     info!("loaded in {:.1} s", started.elapsed().as_secs_f64());
     let worker = LocalWorker::start(Runner::new(model)).context("starting the worker")?;
     let settings = EngineSettings {
