@@ -43,30 +43,53 @@ fn recorded_conversations_repeat_to_the_token_also_after_a_restart() {
     }
 }
 
+/// Harmony drops a turn's analysis once the user speaks again, so what was computed and what comes next part company where
+/// that analysis began. All up to there must come from the cache, to the token.
 #[test]
-fn a_conversation_of_ten_turns_reads_everything_before_its_last_turn_from_the_cache() {
+fn a_conversation_of_ten_turns_reads_again_all_that_was_computed_before() {
     let server = Server::start(&["--context", "8192", "--memory", "3G"]);
     let cities = ["Lisbon", "Oslo", "Rome", "Paris", "Berlin", "Madrid", "Athens", "Vienna", "Dublin", "Prague"];
     let mut messages = vec![json!({"role": "system", "content": "Be brief."})];
-    let mut known = 0;
+    let (mut computed, mut turn_start): (Vec<Vec<u64>>, u64) = (Vec::new(), 0);
     for (turn, city) in cities.iter().enumerate() {
         messages.push(json!({"role": "user", "content": format!("What is the weather in {city}?")}));
-        // The model's part: a call whose analysis the client gives back, and an answer from the result.
+        // The model's part: a call, and an answer from the result.
         for step in 0..2 {
-            let body = json!({"messages": messages, "tools": weather_tool(), "temperature": 0, "max_tokens": 200});
+            let body = json!({
+                "messages": messages, "tools": weather_tool(), "temperature": 0, "max_tokens": 200,
+                "return_token_ids": true,
+            });
             let answer = server.ok("/v1/chat/completions", &body);
-            let (usage, message) = (&answer["usage"], &answer["choices"][0]["message"]);
-            let prompt = usage["prompt_tokens"].as_u64().unwrap();
-            let cached = usage["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
-            assert!(cached >= known, "turn {turn} step {step}: {cached} of {prompt} cached, {known} were computed");
+            let (prompt, reply) = (ids(&answer["prompt_token_ids"]), ids(&answer["choices"][0]["token_ids"]));
+            let cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
+            let known = computed.iter().map(|earlier| common_prefix(earlier, &prompt)).max().unwrap_or(0);
+            assert!(cached >= known, "turn {turn} step {step}: {cached} of {} cached, {known} known", prompt.len());
+            // So everything before the previous turn's model spoke is there, whatever it thought since.
+            assert!(
+                cached >= turn_start,
+                "turn {turn} step {step}: {cached} cached, the last turn began at {turn_start}"
+            );
+            if step == 0 {
+                turn_start = prompt.len() as u64;
+            }
+            // The last token of a reply is never fed to the model.
+            computed.push([&prompt[..], &reply[..reply.len() - 1]].concat());
+            let message = &answer["choices"][0]["message"];
             messages.push(message.clone());
-            known = prompt;
             let Some(calls) = message["tool_calls"].as_array() else { break };
             let result = json!({"temperature": 20 + turn, "sky": "sunny"}).to_string();
             messages.push(json!({"role": "tool", "tool_call_id": calls[0]["id"], "content": result}));
         }
     }
     assert!(messages.iter().any(|message| message["role"] == "tool"), "the model never called the tool");
+}
+
+fn ids(value: &Value) -> Vec<u64> {
+    value.as_array().expect("token ids").iter().map(|id| id.as_u64().expect("a token id")).collect()
+}
+
+fn common_prefix(a: &[u64], b: &[u64]) -> u64 {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count() as u64
 }
 
 #[test]
