@@ -18,7 +18,7 @@ def reasoning(choice):
 
 
 def test_it_counts_letters(client, model):
-    choice = ask(client, model, "How many letters are in the word tandem?")
+    choice = ask(client, model, "How many letters are in the word window?")
     assert choice.finish_reason == "stop"
     assert "6" in choice.message.content or "six" in choice.message.content.lower()
 
@@ -59,8 +59,8 @@ def test_a_budget_that_ends_within_reasoning(client, model):
 
 
 def test_it_remembers(client, model):
-    choice = ask(client, model, "My name is Ada.", "Nice to meet you, Ada.", "What is my name?")
-    assert "Ada" in choice.message.content
+    choice = ask(client, model, "My name is Grace.", "Nice to meet you, Grace.", "What is my name?")
+    assert "Grace" in choice.message.content
 
 
 def test_stop_strings_see_only_what_the_user_sees(client, model):
@@ -91,7 +91,7 @@ def test_json_on_request(client, model):
     choice = ask(
         client,
         model,
-        "Ada is 36 years old. Give me her name and age.",
+        "Grace is 36 years old. Give me her name and age.",
         response_format={"type": "json_schema", "json_schema": {"name": "person", "schema": schema}},
     )
-    assert json.loads(choice.message.content) == {"name": "Ada", "age": 36}
+    assert json.loads(choice.message.content) == {"name": "Grace", "age": 36}
