@@ -70,15 +70,11 @@ def ask_chat(url, model, conversation, new_tokens):
 
 
 def ask_tokens(url, model, ids, new_tokens, temperature, seed):
-    """Generated token ids, stop token included where the server returns it."""
+    """Generated token ids, the stop token included."""
     body = {"model": model, "prompt": ids, "temperature": temperature, "max_tokens": new_tokens, "return_token_ids": True, "seed": seed,
             "stop_token_ids": [vocabulary.RETURN, vocabulary.CALL, vocabulary.PAD]}
-    choice = post(f"{url}/completions", body)["choices"][0]
-    made = list(choice["token_ids"])
-    if choice.get("finish_reason") == "stop" and (not made or made[-1] not in (vocabulary.RETURN, vocabulary.CALL)):
-        # Some servers leave the stop token out; the grammar then says which one it must have been.
-        made.append(vocabulary.CALL if vocabulary.CONSTRAIN in made else vocabulary.RETURN)
-    return made
+    return post(f"{url}/completions", body)["choices"][0]["token_ids"]
+
 
 
 def main():
@@ -104,7 +100,7 @@ def main():
         conversation, _ = item
         if conversation["response_format"]:
             ids = ask_tokens(url, a.model, harmony.prompt_ids(encoding, conversation), a.new_tokens, 0, 1)
-            return harmony.parse_completion(encoding, ids, conversation["tools"])[2:]
+            return harmony.parse_completion(encoding, ids)[2:]
         return ask_chat(url, a.model, conversation, a.new_tokens)
 
     for task, _, _ in scoring.TASKS:
@@ -126,9 +122,11 @@ def main():
         def sample(numbered):
             number, conversation = numbered
             ids = ask_tokens(url, a.model, harmony.prompt_ids(encoding, conversation), a.new_tokens, 1.0, number)
-            return harmony.parse_completion(encoding, ids, conversation["tools"])[0]
-        formed = sum(pool.map(sample, enumerate(conversations)))
-        record(figures, "well_formed", formed, len(conversations), time.time() - begun, a.out)
+            formed, _, _, call = harmony.parse_completion(encoding, ids)
+            return formed, formed and harmony.offered(call, conversation["tools"])
+        formed, offered = (sum(column) for column in zip(*pool.map(sample, enumerate(conversations))))
+        record(figures, "well_formed", formed, a.sampled, time.time() - begun, a.out)
+        record(figures, "well_formed_offered", offered, a.sampled, time.time() - begun, a.out)
 
 
 def record(figures, task, right, count, seconds, out):

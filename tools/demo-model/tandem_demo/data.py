@@ -4,6 +4,7 @@ A shard is `SHARD_ROWS` rows of `LENGTH` tokens, made from (seed, shard index) a
 many processes write it. Arrays of a shard: rows (uint16, index into the compact vocabulary), weights (uint8, 255 = full loss),
 documents (uint8, which document of the row a position belongs to).
 """
+import argparse
 import collections
 import multiprocessing
 import os
@@ -142,3 +143,21 @@ class ShardWriters:
     def stop(self):
         for process in self.processes:
             process.terminate()
+
+
+def main():
+    p = argparse.ArgumentParser(description="Chooses the rows of the vocabulary matrices that are trained, and writes trained_rows.json.")
+    p.add_argument("--vocabulary", default=os.environ.get("TANDEM_O200K"))
+    p.add_argument("--seed", type=int, default=1)
+    p.add_argument("--count", type=int, default=70_000, help="conversations in the sample")
+    a = p.parse_args()
+    encoding = vocabulary.load(a.vocabulary)
+    rows = vocabulary.base_rows(encoding)
+    letters.set_lexicon(encoding, vocabulary.Rows(rows))
+    rows |= used_tokens(encoding, a.seed, a.count)
+    vocabulary.save_rows(rows)
+    print(f"{len(rows)} rows")
+
+
+if __name__ == "__main__":
+    main()

@@ -37,7 +37,7 @@ def run(model, vocabulary_path, device, count, sampled, size=256, show=3):
         prompts = [harmony.prompt_ids(encoding, c) for c, _ in items]
         right, wrong = 0, []
         for (conversation, check), ids in zip(items, continue_all(decoder, prompts, size)):
-            formed, _, final, call = harmony.parse_completion(encoding, ids, conversation["tools"])
+            formed, _, final, call = harmony.parse_completion(encoding, ids)
             good = formed and scoring.correct(check, final, call)
             right += good
             if not good:
@@ -49,8 +49,8 @@ def run(model, vocabulary_path, device, count, sampled, size=256, show=3):
     conversations = scoring.well_formedness_prompts(sampled)
     prompts = [harmony.prompt_ids(encoding, c) for c in conversations]
     formed, bad = 0, []
-    for conversation, ids in zip(conversations, continue_all(decoder, prompts, size, temperature=1.0, new_tokens=400)):
-        good = -1 not in ids and harmony.parse_completion(encoding, ids, conversation["tools"])[0]
+    for ids in continue_all(decoder, prompts, size, temperature=1.0, new_tokens=400):
+        good = -1 not in ids and harmony.parse_completion(encoding, ids)[0]
         formed += good
         if not good:
             bad.append(encoding.decode([i for i in ids if i >= 0])[-300:] + f" #{len(ids)} {'UNTRAINED' if -1 in ids else ''}")

@@ -146,11 +146,16 @@ def prompt_ids(encoding, conversation):
     return Renderer(encoding).conversation(conversation, generation=True)[0]
 
 
-def parse_completion(encoding, ids, tools=()):
+def offered(call, tools):
+    """Whether `call` (name, arguments) or None names one of `tools`; no call at all is fine."""
+    return call is None or call[0] in {tool["name"] for tool in tools}
+
+
+def parse_completion(encoding, ids):
     """Reads generated ids (what follows `<|start|>assistant`, stop token included).
 
     Returns (well_formed, analysis, final or None, call or None). Well formed means: any number of analysis messages ended by
-    <|end|>, then a final message ended by <|return|> or a call to a known function in JSON ended by <|call|>.
+    <|end|>, then a final message ended by <|return|> or a call of a function with arguments in JSON ended by <|call|>.
     """
     text, at, analysis = encoding.decode, 0, []
     while True:
@@ -184,7 +189,7 @@ def parse_completion(encoding, ids, tools=()):
             name = header_text[len(prefix):].strip()
             try:
                 json.loads(body)
-                return name in {tool["name"] for tool in tools}, "\n".join(analysis), None, (name, body)
+                return True, "\n".join(analysis), None, (name, body)
             except ValueError:
                 return False, "\n".join(analysis), None, (name, body)
         return False, "\n".join(analysis), body if header_text == "final" else None, None
