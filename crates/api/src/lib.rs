@@ -26,7 +26,6 @@ mod params;
 mod probes;
 mod replay;
 mod request_log;
-mod request_reader;
 mod router;
 mod serve;
 mod served_model;
@@ -38,7 +37,6 @@ mod usage;
 mod write_deadline;
 
 pub use error::ApiError;
-pub use request_reader::RequestReader;
 pub use router::router;
 pub use serve::serve;
 pub use settings::{ApiSettings, ModelInfo};

@@ -89,7 +89,7 @@ const TOKENS_PER_STREAM: u32 = 8192;
 const WINDOWS_PER_STREAM: u32 = 2;
 const WINDOWS_BESIDE: u32 = 16;
 
-/// Code, the tokenizer's tables, thread stacks and requests under way: 60 MB were measured with one client.
+/// Code, the tokenizer's tables, thread stacks and requests under way: an estimate, with room to spare.
 const PROGRAM_BYTES: u64 = 100_000_000;
 
 /// Divides the budget: weights, working memory and the sliding layers' pool first, the rest to the full layers' pool.
