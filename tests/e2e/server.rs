@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 /// Longest wait for a server to be ready; generous, as machines are busy.
-const READY_TIMEOUT: Duration = Duration::from_secs(240);
+const READY_TIMEOUT: Duration = Duration::from_secs(600);
 /// Longest wait for an answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(240);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// `tandem` with these arguments, and none of the caller's settings.
 pub fn tandem(args: &[&str]) -> Command {

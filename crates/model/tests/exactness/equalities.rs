@@ -14,9 +14,9 @@ fn long_prompt(name: &str) -> Vec<u32> {
 fn chunked_is_whole() {
     for (name, spec) in FILES {
         let tokens = long_prompt(name);
-        let whole = Harness::exact(&spec).prompt(0, &tokens);
+        let mut harness = Harness::exact(&spec);
+        let whole = harness.prompt(0, &tokens);
         for chunk in [1, 7, 16, 33, 128, 300] {
-            let mut harness = Harness::exact(&spec);
             let mut chunked = Vec::new();
             for start in (0..tokens.len()).step_by(chunk) {
                 let range = start..(start + chunk).min(tokens.len());
@@ -31,13 +31,14 @@ fn chunked_is_whole() {
 fn batched_is_alone() {
     for (name, spec) in FILES {
         let prompts: Vec<Vec<u32>> = golden(name).unwrap().into_iter().map(|prompt| prompt.tokens).collect();
-        let alone: Vec<_> = prompts.iter().map(|tokens| Harness::exact(&spec).prompt(0, tokens)).collect();
+        let mut harness = Harness::exact(&spec);
+        let alone: Vec<_> = prompts.iter().map(|tokens| harness.prompt(5, tokens)).collect();
         let parts: Vec<Part<'_>> = prompts
             .iter()
             .enumerate()
             .map(|(sequence, tokens)| Part { sequence, tokens, range: 0..tokens.len() })
             .collect();
-        let together = Harness::exact(&spec).run(&parts);
+        let together = harness.run(&parts);
         assert_bits(&alone.concat(), &together, name);
     }
 }
