@@ -18,6 +18,14 @@ pub enum BackendError {
         #[source]
         source: std::io::Error,
     },
+    /// The device failed.
+    #[error("{doing}: {reason}")]
+    Device {
+        /// What was being done.
+        doing: String,
+        /// What the driver said.
+        reason: String,
+    },
     /// Shapes do not fit each other: a bug of the caller.
     #[error("shapes do not fit: {0}")]
     Shape(String),

@@ -67,6 +67,17 @@ pub struct AttentionContext<'a> {
     pub heads: usize,
 }
 
+/// Most that one step brings: what a device makes room for ahead of time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepLimits {
+    /// Rows of a batch.
+    pub rows: usize,
+    /// Sequences of a batch.
+    pub sequences: usize,
+    /// Entries of a sequence's block table.
+    pub blocks: usize,
+}
+
 /// A device that runs gpt-oss, operation by operation, in the order called.
 ///
 /// Activations are row-major `f32` buffers `[rows, width]`; an operation reads and writes the first `n` rows, where `n`
@@ -108,12 +119,33 @@ pub trait Backend: Send {
     /// Copies values from the host into rows of a buffer.
     fn upload(&self, buffer: &mut Self::Buffer, first: usize, values: &[f32]) -> Result<(), BackendError>;
 
+    // ---- steps ----
+
+    /// Everything is loaded: makes room for steps within these limits, so that no step allocates.
+    fn reserve(&self, _limits: StepLimits) -> Result<(), BackendError> {
+        Ok(())
+    }
+    /// Tells the device of the rows that the operations from here on are about; these are given the same batch. A device of
+    /// its own memory copies positions and block tables once here instead of in every layer.
+    fn begin(&self, _batch: &Batch<'_>) -> Result<(), BackendError> {
+        Ok(())
+    }
+    /// Calls `run`, which does nothing but call operations on `batch`, or does what it did the last time for a batch of the
+    /// same shape: a device may record the operations and replay them.
+    fn repeat<E: From<BackendError>>(
+        &self,
+        _batch: &Batch<'_>,
+        run: &mut dyn FnMut() -> Result<(), E>,
+    ) -> Result<(), E> {
+        run()
+    }
+
     // ---- operations ----
 
     /// Copies KV blocks onto others of the same pool, all layers: `(from, to)` pairs.
     fn copy_blocks(&self, kv: &mut Self::Kv, pairs: &[(u32, u32)]) -> Result<(), BackendError>;
-    /// `out[i] = table[tokens[i]]`; the table is in [`DenseFormat::Bf16`].
-    fn embed(&self, table: &Self::Matrix, tokens: &[u32], out: &mut Self::Buffer) -> Result<(), BackendError>;
+    /// `out[i] = table[batch.tokens[i]]`; the table is in [`DenseFormat::Bf16`].
+    fn embed(&self, table: &Self::Matrix, batch: &Batch<'_>, out: &mut Self::Buffer) -> Result<(), BackendError>;
     /// `out = x * rsqrt(mean(x^2) + eps) * weight`, for the first `n` rows.
     fn rms_norm(
         &self,
@@ -175,4 +207,76 @@ pub trait Backend: Send {
     fn add(&self, x: &mut Self::Buffer, n: usize, y: &Self::Buffer) -> Result<(), BackendError>;
     /// `out[i] = x[rows[i]]`.
     fn gather(&self, x: &Self::Buffer, rows: &[usize], out: &mut Self::Buffer) -> Result<(), BackendError>;
+
+    // ---- operations that follow one another, as one: devices for which a launch or a pass over memory is dear do better ----
+
+    /// [`Backend::rms_norm`], given weight and eps, then [`Backend::linear`]. `normed` may be used for what is in between.
+    #[allow(clippy::too_many_arguments)]
+    fn norm_linear(
+        &self,
+        x: &Self::Buffer,
+        n: usize,
+        (norm, eps): (&Self::Vector, f32),
+        weight: &Self::Matrix,
+        bias: Option<&Self::Vector>,
+        normed: &mut Self::Buffer,
+        out: &mut Self::Buffer,
+    ) -> Result<(), BackendError> {
+        self.rms_norm(x, n, norm, eps, normed)?;
+        self.linear(normed, n, weight, bias, out)
+    }
+    /// [`Backend::linear`], then [`Backend::add`] to `into`. `update` may be used for what is in between.
+    fn linear_add(
+        &self,
+        x: &Self::Buffer,
+        n: usize,
+        weight: &Self::Matrix,
+        bias: Option<&Self::Vector>,
+        update: &mut Self::Buffer,
+        into: &mut Self::Buffer,
+    ) -> Result<(), BackendError> {
+        self.linear(x, n, weight, bias, update)?;
+        self.add(into, n, update)
+    }
+    /// [`Backend::rope_store`], then [`Backend::attention`]. What `qkv` holds afterwards is undefined.
+    fn rope_attention(
+        &self,
+        qkv: &mut Self::Buffer,
+        rope: &Rope,
+        sinks: &Self::Vector,
+        context: &AttentionContext<'_>,
+        kv: &mut Self::Kv,
+        out: &mut Self::Buffer,
+    ) -> Result<(), BackendError> {
+        self.rope_store(qkv, rope, context, kv)?;
+        self.attention(qkv, sinks, context, kv, out)
+    }
+    /// [`Backend::rms_norm`] to `normed`, then [`Backend::route`].
+    #[allow(clippy::too_many_arguments)]
+    fn norm_route(
+        &self,
+        x: &Self::Buffer,
+        n: usize,
+        (norm, eps): (&Self::Vector, f32),
+        weight: &Self::Matrix,
+        bias: &Self::Vector,
+        normed: &mut Self::Buffer,
+        out: &mut Self::Routing,
+    ) -> Result<(), BackendError> {
+        self.rms_norm(x, n, norm, eps, normed)?;
+        self.route(normed, n, weight, bias, out)
+    }
+    /// [`Backend::moe`], then [`Backend::add`] to `into`. `update` may be used for what is in between.
+    fn moe_add(
+        &self,
+        x: &Self::Buffer,
+        n: usize,
+        routing: &Self::Routing,
+        experts: &Self::Experts,
+        update: &mut Self::Buffer,
+        into: &mut Self::Buffer,
+    ) -> Result<(), BackendError> {
+        self.moe(x, n, routing, experts, update)?;
+        self.add(into, n, update)
+    }
 }

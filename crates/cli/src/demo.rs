@@ -70,7 +70,7 @@ fn sha256(file: &Path) -> io::Result<String> {
 }
 
 /// `$XDG_CACHE_HOME/tandem`, `~/.cache/tandem`, or the folder for temporary files where there is no home.
-fn cache_folder() -> PathBuf {
+pub fn cache_folder() -> PathBuf {
     let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"));
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
     cache.unwrap_or_else(std::env::temp_dir).join("tandem")

@@ -8,12 +8,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use tandem_backend::cpu::{CpuBackend, CpuOptions, Isa, read_bandwidth as cpu_read_bandwidth};
 use tandem_backend::{Backend, DenseFormat, KvFormat, Precision};
+use tandem_backend_cuda::{self as cuda, CudaBackend, CudaOptions, Device as Gpu};
 use tandem_engine::{Engine, EngineSettings};
 use tandem_harmony::Tokenizer;
 use tandem_model::memory::{MemoryPlan, MemoryRequest, available_memory, bytes_per_token, plan_memory};
 use tandem_model::{
     Checkpoint, Config, Counted, Formats, LocalWorker, Model, Runner, Synthetic, SyntheticKind, WeightStore,
 };
+use tandem_step::Capacity;
 use tracing::info;
 
 use crate::demo;
@@ -68,22 +70,21 @@ pub fn load(args: &ModelArgs, progress: Progress) -> Result<Loaded> {
     let source = Source::open(args)?;
     let config = source.store.config();
     let numbers = Numbers::of(args)?;
+    let place = Place::choose(args)?;
     let plan = plan(config, args, &numbers)?;
     announce_plan(&plan);
-    let backend = CpuBackend::new(cpu_options(args, numbers.precision)?)?;
-    let device = backend.describe();
-    info!("device: {device}{}", chosen(args.device));
     let formats = Formats { dense: numbers.dense, kv: numbers.kv };
     // The first request should not pay for reading the vocabulary.
     let tokenizer = std::thread::spawn(|| drop(Tokenizer::shared().encode("")));
-    let model = with_progress(source.store.as_ref(), progress, |store| {
-        Ok(Model::load(backend, store, formats, plan.capacity)?)
-    })?;
+    let loading = Loading { store: source.store.as_ref(), progress, formats, capacity: plan.capacity };
+    let (worker, device) = match place {
+        Place::Cpu => loading.start(CpuBackend::new(cpu_options(args, numbers.precision)?)?)?,
+        Place::Cuda => loading.start(CudaBackend::new(cuda_options(args))?)?,
+    };
     if tokenizer.join().is_err() {
         bail!("reading the tokenizer's vocabulary failed");
     }
     info!("loaded in {:.1} s", started.elapsed().as_secs_f64());
-    let worker = LocalWorker::start(Runner::new(model)).context("starting the worker")?;
     let settings = EngineSettings {
         max_queue: args.max_queue as usize,
         prefill_chunk: args.prefill_chunk,
@@ -118,9 +119,12 @@ pub fn memory_request(args: &ModelArgs) -> Result<MemoryRequest> {
     })
 }
 
-/// Bytes per second that this machine reads with the threads the model would use.
+/// Bytes per second that the device reads, with the threads the model would use.
 pub fn read_bandwidth(args: &ModelArgs, bytes: usize) -> Result<f64> {
-    Ok(cpu_read_bandwidth(threads(args), bytes)?)
+    Ok(match Place::choose(args)? {
+        Place::Cpu => cpu_read_bandwidth(threads(args), bytes)?,
+        Place::Cuda => cuda::read_bandwidth(cuda_options(args), bytes)?,
+    })
 }
 
 /// Where weights come from, and what the model is called.
@@ -219,8 +223,20 @@ fn budget(args: &ModelArgs) -> Result<u64> {
     if let Some(bytes) = args.memory {
         return Ok(bytes);
     }
-    let available = available_memory().context("reading how much memory is available")?;
+    let available = match Place::choose(args)? {
+        Place::Cpu => host_memory()?,
+        Place::Cuda => {
+            let gpu = Gpu::open(0)?;
+            let (free, _) = gpu.memory()?;
+            // A GB10 shares the machine's memory: what the page cache holds counts as available, what is in use does not.
+            if gpu.integrated() { free.max(host_memory()?) } else { free }
+        }
+    };
     Ok(available - (available / SPARE_SHARE).min(SPARE_BYTES_MAX))
+}
+
+fn host_memory() -> Result<u64> {
+    available_memory().context("reading how much memory is available")
 }
 
 fn threads(args: &ModelArgs) -> usize {
@@ -229,17 +245,75 @@ fn threads(args: &ModelArgs) -> usize {
 }
 
 fn cpu_options(args: &ModelArgs, precision: Precision) -> Result<CpuOptions> {
-    if args.device == Device::Cuda {
-        bail!("--device cuda: this build has no CUDA backend; use --device cpu");
-    }
     let isa = args.isa.as_deref().map(str::parse::<Isa>).transpose()?;
     Ok(CpuOptions { precision, threads: Some(threads(args)), isa })
 }
 
-fn chosen(device: Device) -> &'static str {
-    match device {
-        Device::Auto => " (--device auto: the CPU, as this build has no CUDA backend)",
-        Device::Cpu | Device::Cuda => "",
+fn cuda_options(args: &ModelArgs) -> CudaOptions {
+    let cache = Some(demo::cache_folder().join("kernels"));
+    CudaOptions { ordinal: 0, cache, eager: args.eager }
+}
+
+/// Where the model is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Cpu,
+    Cuda,
+}
+
+impl Place {
+    /// What was asked for, or, with `--device auto`, a GPU where there is one that will do. The log says which and why.
+    fn choose(args: &ModelArgs) -> Result<Self> {
+        let unfit = unfit_for_cuda(args);
+        match args.device {
+            Device::Cpu => Ok(Self::Cpu),
+            Device::Cuda => match unfit {
+                Some(why) => bail!("--device cuda: {why}"),
+                None => Ok(Self::Cuda),
+            },
+            Device::Auto => {
+                let (place, why) = match unfit {
+                    Some(why) => (Self::Cpu, format!("the CPU: {why}")),
+                    None => (Self::Cuda, "the GPU".to_owned()),
+                };
+                info!("--device auto takes {why}");
+                Ok(place)
+            }
+        }
+    }
+}
+
+/// Why the GPU cannot do what was asked for.
+fn unfit_for_cuda(args: &ModelArgs) -> Option<String> {
+    if args.exact {
+        return Some("exact mode is computed on the CPU".into());
+    }
+    if args.kv == Some(Kv::F32) {
+        return Some("keys and values in f32 are for the CPU".into());
+    }
+    Gpu::open(0).err().map(|error| error.to_string())
+}
+
+/// Everything that loading needs beside the device.
+struct Loading<'a> {
+    store: &'a dyn WeightStore,
+    progress: Progress,
+    formats: Formats,
+    capacity: Capacity,
+}
+
+impl Loading<'_> {
+    /// Loads onto `backend` and starts a worker; also says what the device is.
+    fn start<B: Backend + 'static>(self, backend: B) -> Result<(LocalWorker, String)>
+    where
+        Runner<B>: Send,
+    {
+        let device = backend.describe();
+        info!("device: {device}");
+        let model = with_progress(self.store, self.progress, |store| {
+            Ok(Model::load(backend, store, self.formats, self.capacity)?)
+        })?;
+        Ok((LocalWorker::start(Runner::new(model)).context("starting the worker")?, device))
     }
 }
 

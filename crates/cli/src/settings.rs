@@ -85,6 +85,9 @@ pub struct ModelArgs {
     /// Most requests waiting; beyond that clients are told to come back (503).
     #[arg(long, value_name = "N", default_value_t = 256, env = "TANDEM_MAX_QUEUE", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub max_queue: u32,
+    /// Launch GPU kernels one by one instead of as recorded steps: slower, for finding faults.
+    #[arg(long, env = "TANDEM_EAGER")]
+    pub eager: bool,
     /// Steps handed to the worker before the first one's result is back.
     #[arg(long, value_name = "N", default_value_t = 1, env = "TANDEM_PIPELINE_DEPTH", value_parser = clap::value_parser!(u8).range(1..=2))]
     pub pipeline_depth: u8,

@@ -2,7 +2,7 @@
 
 use tandem_backend::{
     AttentionContext, AttentionKind, Backend, BackendError, Batch, DenseFormat, ExpertsShape, ExpertsSource, KvFormat,
-    KvShape, Rope,
+    KvShape, Rope, StepLimits,
 };
 use tandem_step::{Capacity, Pool};
 
@@ -121,6 +121,11 @@ impl<B: Backend> Model<B> {
         let sliding = pool(config.layers_of(LayerKind::Sliding), capacity.sliding_blocks)?;
         let scratch = Scratch::new(&backend, &config, capacity.max_step_tokens as usize)?;
         let rope = config.rope();
+        backend.reserve(StepLimits {
+            rows: capacity.max_step_tokens as usize,
+            sequences: capacity.max_streams as usize,
+            blocks: capacity.context.div_ceil(capacity.block_tokens) as usize,
+        })?;
         Ok(Self { backend, config, capacity, rope, embedding, layers, final_norm, lm_head, full, sliding, scratch })
     }
 
@@ -151,28 +156,19 @@ impl<B: Backend> Model<B> {
     /// Runs every row through all layers, storing keys and values. The residual stream stays in working memory for
     /// [`Model::logits`].
     pub fn forward(&mut self, batch: &Batch<'_>) -> Result<(), ModelError> {
-        let Self { backend, scratch: s, config, .. } = self;
-        let n = batch.tokens.len();
-        backend.embed(&self.embedding, batch.tokens, &mut s.residual)?;
-        for layer in &self.layers {
-            let kv = match layer.kind {
-                AttentionKind::Full => &mut self.full,
-                AttentionKind::Sliding { .. } => &mut self.sliding,
-            };
-            let context = AttentionContext { batch, kind: layer.kind, layer: layer.kv_layer, heads: config.heads };
-            backend.rms_norm(&s.residual, n, &layer.input_norm, config.rms_eps, &mut s.normed)?;
-            backend.linear(&s.normed, n, &layer.qkv, Some(&layer.qkv_bias), &mut s.qkv)?;
-            backend.rope_store(&mut s.qkv, &self.rope, &context, kv)?;
-            backend.attention(&s.qkv, &layer.sinks, &context, kv, &mut s.attended)?;
-            backend.linear(&s.attended, n, &layer.out, Some(&layer.out_bias), &mut s.update)?;
-            backend.add(&mut s.residual, n, &s.update)?;
-
-            backend.rms_norm(&s.residual, n, &layer.post_norm, config.rms_eps, &mut s.normed)?;
-            backend.route(&s.normed, n, &layer.router, &layer.router_bias, &mut s.routing)?;
-            backend.moe(&s.normed, n, &s.routing, &layer.experts, &mut s.update)?;
-            backend.add(&mut s.residual, n, &s.update)?;
-        }
-        Ok(())
+        let Self { backend, scratch, config, embedding, layers, rope, full, sliding, .. } = self;
+        backend.begin(batch)?;
+        backend.repeat(batch, &mut || {
+            backend.embed(embedding, batch, &mut scratch.residual)?;
+            for layer in &*layers {
+                let kv = match layer.kind {
+                    AttentionKind::Full => &mut *full,
+                    AttentionKind::Sliding { .. } => &mut *sliding,
+                };
+                layer.forward(backend, config, rope, batch, kv, scratch)?;
+            }
+            Ok(())
+        })
     }
 
     /// Logits of the given rows of the last [`Model::forward`], handed to `each` one row at a time with its index in
@@ -182,14 +178,46 @@ impl<B: Backend> Model<B> {
         for (chunk, some) in rows.chunks(LOGIT_ROWS).enumerate() {
             let n = some.len();
             backend.gather(&s.residual, some, &mut s.last)?;
-            backend.rms_norm(&s.last, n, &self.final_norm, config.rms_eps, &mut s.last_normed)?;
-            backend.linear(&s.last_normed, n, &self.lm_head, None, &mut s.logits)?;
+            let norm = (&self.final_norm, config.rms_eps);
+            backend.norm_linear(&s.last, n, norm, &self.lm_head, None, &mut s.last_normed, &mut s.logits)?;
             let host = &mut s.host_logits[..n * config.vocab];
             backend.download(&s.logits, 0, host)?;
             for (i, logits) in host.chunks_exact_mut(config.vocab).enumerate() {
                 each(chunk * LOGIT_ROWS + i, logits);
             }
         }
+        Ok(())
+    }
+}
+
+impl<B: Backend> Layer<B> {
+    /// `x += attention(norm(x)); x += experts(norm(x))`, x being the residual stream.
+    fn forward(
+        &self,
+        backend: &B,
+        config: &Config,
+        rope: &Rope,
+        batch: &Batch<'_>,
+        kv: &mut B::Kv,
+        s: &mut Scratch<B>,
+    ) -> Result<(), ModelError> {
+        let (n, eps) = (batch.tokens.len(), config.rms_eps);
+        let context = AttentionContext { batch, kind: self.kind, layer: self.kv_layer, heads: config.heads };
+        let (residual, normed, update) = (&mut s.residual, &mut s.normed, &mut s.update);
+        backend.norm_linear(
+            residual,
+            n,
+            (&self.input_norm, eps),
+            &self.qkv,
+            Some(&self.qkv_bias),
+            normed,
+            &mut s.qkv,
+        )?;
+        backend.rope_attention(&mut s.qkv, rope, &self.sinks, &context, kv, &mut s.attended)?;
+        backend.linear_add(&s.attended, n, &self.out, Some(&self.out_bias), update, residual)?;
+        let (router, bias) = (&self.router, &self.router_bias);
+        backend.norm_route(residual, n, (&self.post_norm, eps), router, bias, normed, &mut s.routing)?;
+        backend.moe_add(normed, n, &s.routing, &self.experts, update, residual)?;
         Ok(())
     }
 }

@@ -118,6 +118,7 @@ impl Case {
         let context = AttentionContext { batch: &batch, kind: self.kind, layer: LAYER, heads: self.heads };
         let sinks = backend.vector(&self.sinks().0).unwrap();
         let mut out = backend.buffer(rows, self.heads * self.dim).unwrap();
+        backend.begin(&batch).unwrap();
         backend.rope_store(qkv, &self.rope(), &context, kv).unwrap();
         backend.attention(qkv, &sinks, &context, kv, &mut out).unwrap();
         out

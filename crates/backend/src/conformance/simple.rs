@@ -4,7 +4,7 @@ use super::{
     Suite, assert_close,
     data::{Random, Rows, widen},
 };
-use crate::{Backend, DenseFormat};
+use crate::{Backend, Batch, DenseFormat, Sequence};
 
 pub(super) fn run<B: Backend>(suite: &mut Suite<'_, B>) {
     for (rows, width) in [(1, 32), (3, 320), (17, 96), (2, 2880), (300, 64)] {
@@ -63,11 +63,23 @@ fn embed<B: Backend>(suite: &mut Suite<'_, B>, vocabulary: usize, width: usize) 
     let mut tokens: Vec<u32> = (0..9).map(|_| random.below(vocabulary) as u32).collect();
     tokens.extend([0, vocabulary as u32 - 1]);
     let mut out = suite.backend.buffer(tokens.len() + 1, width).unwrap();
-    suite.backend.embed(&matrix, &tokens, &mut out).unwrap();
+    batch_of(&tokens, |batch| {
+        suite.backend.begin(batch).unwrap();
+        suite.backend.embed(&matrix, batch, &mut out).unwrap();
+    });
     let want: Vec<f64> = tokens.iter().flat_map(|t| table[*t as usize * width..][..width].to_vec()).collect();
     let got = suite.download(&out, tokens.len(), width);
     assert_eq!(widen(&got), want, "embed {vocabulary} x {width}");
-    assert!(suite.backend.embed(&matrix, &[vocabulary as u32], &mut out).is_err(), "a token beyond the table");
+    batch_of(&[vocabulary as u32], |batch| {
+        let refused = suite.backend.begin(batch).and_then(|()| suite.backend.embed(&matrix, batch, &mut out));
+        assert!(refused.is_err(), "a token beyond the table");
+    });
+}
+
+/// The tokens as one sequence that keeps nothing.
+pub(super) fn batch_of(tokens: &[u32], each: impl FnOnce(&Batch<'_>)) {
+    let sequences = [Sequence { rows: 0..tokens.len(), position: 0, full_blocks: &[], sliding_blocks: &[] }];
+    each(&Batch { tokens, sequences: &sequences });
 }
 
 fn transfers<B: Backend>(suite: &mut Suite<'_, B>) {

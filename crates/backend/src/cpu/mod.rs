@@ -39,7 +39,7 @@ use pool::Pool;
 use rows::{F32Rows, F32Scratch, Q8Scratch, Rows, SplitScratch};
 
 use crate::{
-    AttentionContext, Backend, BackendError, DenseFormat, ExpertsShape, ExpertsSource, KvShape, Precision, Rope,
+    AttentionContext, Backend, BackendError, Batch, DenseFormat, ExpertsShape, ExpertsSource, KvShape, Precision, Rope,
     RowSource,
 };
 
@@ -213,7 +213,8 @@ impl Backend for CpuBackend {
         kv.copy_blocks(pairs)
     }
 
-    fn embed(&self, table: &CpuMatrix, tokens: &[u32], out: &mut CpuBuffer) -> Result<(), BackendError> {
+    fn embed(&self, table: &CpuMatrix, batch: &Batch<'_>, out: &mut CpuBuffer) -> Result<(), BackendError> {
+        let tokens = batch.tokens;
         out.check("embedding", tokens.len(), table.cols)?;
         if table.format != DenseFormat::Bf16 {
             return Err(BackendError::Shape("the embedding table must be BF16".to_owned()));

@@ -1,0 +1,154 @@
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use tandem_backend::{BackendError, Batch, Rope};
+use tracing::info;
+
+use crate::device::{Device, DeviceError};
+use crate::graph::Graphs;
+use crate::kernels::Kernels;
+use crate::memory::DeviceMemory;
+use crate::rows::{StepRows, StepShape, shape_of};
+use crate::staging::Staging;
+
+/// How the backend is set up.
+#[derive(Clone, Debug, Default)]
+pub struct CudaOptions {
+    /// Number of the GPU.
+    pub ordinal: usize,
+    /// Folder in which compiled kernels are kept; none: compile anew.
+    pub cache: Option<PathBuf>,
+    /// Launch kernels one by one instead of as recorded graphs.
+    pub eager: bool,
+}
+
+/// gpt-oss on one GPU.
+pub struct CudaBackend {
+    // Dropped in this order: what uses the device before the device.
+    pub(crate) state: Mutex<State>,
+    pub(crate) kernels: Kernels,
+    pub(crate) device: Arc<Device>,
+    pub(crate) eager: bool,
+}
+
+/// What lives from operation to operation.
+pub(crate) struct State {
+    pub(crate) graphs: Graphs,
+    pub(crate) staging: Option<Staging>,
+    rows: Option<StepRows>,
+    pub(crate) scratch: Scratch,
+    rope: Option<(Vec<f32>, DeviceMemory)>,
+}
+
+/// Working memory by purpose; grows on first use, and never again once a model's largest step has been run.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    /// Activations between gate-up and down, F16 `[rows * top_k, intermediate]`.
+    pub(crate) inner: Option<DeviceMemory>,
+    /// Router logits by part, f32.
+    pub(crate) logits: Option<DeviceMemory>,
+    /// Softmax states and sums of attention's splits, f32.
+    pub(crate) splits: Option<DeviceMemory>,
+    /// Counters of blocks that have arrived, all zero between kernels.
+    pub(crate) arrived: Option<DeviceMemory>,
+}
+
+impl CudaBackend {
+    /// Opens the GPU and compiles its kernels.
+    pub fn new(options: CudaOptions) -> Result<Self, BackendError> {
+        let device =
+            Device::open(options.ordinal).map_err(|error: DeviceError| BackendError::Unsupported(error.to_string()))?;
+        let device = Arc::new(device);
+        let started = Instant::now();
+        let kernels = Kernels::load(&device, options.cache)?;
+        info!(
+            "{} kernel files for {} ready in {:.1} s",
+            kernels.files(),
+            device.arch(),
+            started.elapsed().as_secs_f64()
+        );
+        let state =
+            State { graphs: Graphs::new(&device), staging: None, rows: None, scratch: Scratch::default(), rope: None };
+        Ok(Self { state: Mutex::new(state), kernels, device, eager: options.eager })
+    }
+
+    /// The GPU.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// The staging buffers, made when weights are first read.
+    pub(crate) fn staging(&mut self, device: &Arc<Device>) -> Result<&mut Staging, BackendError> {
+        if self.staging.is_none() {
+            self.staging = Some(Staging::new(device)?);
+        }
+        self.staging.as_mut().ok_or_else(|| BackendError::Unsupported("no staging buffer".into()))
+    }
+
+    /// Makes room for steps of this shape.
+    pub(crate) fn reserve(&mut self, device: &Arc<Device>, shape: StepShape) -> Result<(), BackendError> {
+        self.graphs.clear();
+        self.rows = None;
+        self.rows = Some(StepRows::new(device, shape)?);
+        Ok(())
+    }
+
+    /// Brings a step's rows to the device, making room for them where nothing was reserved.
+    pub(crate) fn begin(
+        &mut self,
+        device: &Arc<Device>,
+        kernels: &Kernels,
+        batch: &Batch<'_>,
+    ) -> Result<(), BackendError> {
+        if !self.rows.as_ref().is_some_and(|rows| rows.holds(batch)) {
+            self.reserve(device, shape_of(batch))?;
+        }
+        self.rows.as_mut().ok_or_else(not_begun)?.set(kernels, batch)
+    }
+
+    /// The rows of the step under way.
+    pub(crate) fn rows(&self) -> Result<&StepRows, BackendError> {
+        self.rows.as_ref().ok_or_else(not_begun)
+    }
+
+    /// Address of the rope frequencies, brought to the device when they are first seen.
+    pub(crate) fn rope(&mut self, device: &Arc<Device>, rope: &Rope) -> Result<u64, BackendError> {
+        if let Some((known, memory)) = &self.rope
+            && *known == rope.inv_freq
+        {
+            return Ok(memory.at(0));
+        }
+        let memory = DeviceMemory::zeroed(device, rope.inv_freq.len() * size_of::<f32>(), "rope frequencies")?;
+        device.upload(memory.at(0), &rope.inv_freq)?;
+        let address = memory.at(0);
+        self.rope = Some((rope.inv_freq.clone(), memory));
+        Ok(address)
+    }
+}
+
+/// At least `bytes` of scratch in `place`.
+pub(crate) fn ensure(
+    device: &Arc<Device>,
+    place: &mut Option<DeviceMemory>,
+    bytes: usize,
+    what: &str,
+) -> Result<u64, BackendError> {
+    if let Some(memory) = place.as_ref().filter(|memory| memory.bytes() >= bytes) {
+        return Ok(memory.at(0));
+    }
+    // The old one first: both together may not fit. Freeing waits for the kernels that use it.
+    *place = None;
+    let memory = place.insert(DeviceMemory::zeroed(device, bytes, what)?);
+    Ok(memory.at(0))
+}
+
+fn not_begun() -> BackendError {
+    BackendError::Shape("no step was begun".into())
+}

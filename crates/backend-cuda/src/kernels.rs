@@ -1,0 +1,164 @@
+use std::ffi::{CString, c_void};
+use std::path::PathBuf;
+
+use cudarc::driver::result;
+use cudarc::driver::sys::{CUfunction, CUfunction_attribute, CUmodule};
+use tandem_backend::BackendError;
+
+use crate::compile::{CompileError, Compiler, Cubin};
+use crate::device::{Device, failed};
+
+/// A file of kernels, or a header.
+pub struct Source {
+    /// File name.
+    pub name: &'static str,
+    /// What it says.
+    pub text: &'static str,
+}
+
+macro_rules! sources {
+    ($($name:literal),* $(,)?) => {
+        [$(Source { name: $name, text: include_str!(concat!("../../../kernels/", $name)) }),*]
+    };
+}
+
+/// All kernel files.
+pub const SOURCES: &[Source] = &sources![
+    "pack.cu",
+    "probe.cu",
+    "rows.cu",
+    "linear_decode.cu",
+    "route_decode.cu",
+    "mxfp4_moe_decode.cu",
+    "attention_decode.cu",
+    "attention_any.cu",
+];
+
+macro_rules! headers {
+    ($($name:literal),* $(,)?) => {
+        [$(Source { name: $name, text: include_str!(concat!("../../../kernels/include/", $name)) }),*]
+    };
+}
+
+/// What they include.
+pub(crate) const HEADERS: &[Source] = &headers!["tandem.cuh", "decode.cuh"];
+
+/// A kernel on the device.
+#[derive(Clone, Copy)]
+pub(crate) struct Kernel(pub(crate) CUfunction);
+
+macro_rules! kernels {
+    ($($name:ident),* $(,)?) => {
+        /// Every kernel, by its name in `kernels/`.
+        pub(crate) struct Kernels {
+            modules: Vec<CUmodule>,
+            $(pub(crate) $name: Kernel,)*
+        }
+
+        impl Kernels {
+            fn find(modules: Vec<CUmodule>) -> Result<Self, BackendError> {
+                let find = |name: &str| function(&modules, name);
+                Ok(Self { $($name: find(stringify!($name))?,)* modules })
+            }
+
+            /// All of them, for settings they share.
+            fn all(&self) -> Vec<Kernel> {
+                vec![$(self.$name),*]
+            }
+        }
+    };
+}
+
+kernels![
+    pack_bf16_tiles,
+    pack_q8_tiles,
+    q8_row_base,
+    pack_mxfp4_tiles,
+    pack_mxfp4_scales,
+    mxfp4_row_base,
+    widen,
+    rms_norm,
+    add_rows,
+    gather_rows,
+    embed,
+    set_words,
+    read_once,
+    linear_decode_bf16,
+    linear_decode_q8,
+    linear_decode_mxfp4,
+    linear_decode_bf16_many,
+    linear_decode_q8_many,
+    linear_decode_mxfp4_many,
+    route_decode,
+    moe_gate_up_decode,
+    moe_down_decode,
+    attention_decode,
+    rope_store,
+    attention_any,
+];
+
+// SAFETY: handles of the driver, which may be used from any thread on which the context is current.
+unsafe impl Send for Kernels {}
+// SAFETY: as above; they are only read.
+unsafe impl Sync for Kernels {}
+
+impl Kernels {
+    /// Compiles what the cache does not have, all files at the same time, and loads everything onto the device.
+    pub(crate) fn load(device: &Device, cache: Option<PathBuf>) -> Result<Self, BackendError> {
+        let compiler = Compiler::new(device.arch(), cache);
+        let cubins: Vec<Result<Cubin, CompileError>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = SOURCES.iter().map(|source| scope.spawn(|| compiler.compile(source))).collect();
+            let joined = threads.into_iter().zip(SOURCES).map(|(thread, source)| {
+                thread.join().unwrap_or_else(|_| {
+                    let (name, arch) = (source.name.to_owned(), device.arch().to_owned());
+                    Err(CompileError::Failed { name, arch, log: "the compiler's thread panicked".into() })
+                })
+            });
+            joined.collect()
+        });
+        device.bind()?;
+        let mut modules = Vec::new();
+        for (cubin, source) in cubins.into_iter().zip(SOURCES) {
+            let cubin = cubin.map_err(|error| BackendError::Unsupported(error.to_string()))?;
+            // SAFETY: the image is a cubin of NVRTC's, or what the cache holds under its hash; the driver checks it.
+            let module = unsafe { result::module::load_data(cubin.image.as_ptr().cast::<c_void>()) };
+            modules.push(module.map_err(|error| failed(&format!("loading kernels of {}", source.name), error))?);
+        }
+        let kernels = Self::find(modules)?;
+        kernels.allow_shared_memory(device.shared_bytes_max())?;
+        Ok(kernels)
+    }
+
+    /// Blocks get more than 48 KB only where that was said before. Static shared memory counts too.
+    fn allow_shared_memory(&self, most: u32) -> Result<(), BackendError> {
+        for kernel in self.all() {
+            use CUfunction_attribute::{
+                CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as DYNAMIC,
+                CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES as STATIC,
+            };
+            // SAFETY: the function belongs to a loaded module.
+            let set = unsafe {
+                result::function::get_function_attribute(kernel.0, STATIC)
+                    .and_then(|used| result::function::set_function_attribute(kernel.0, DYNAMIC, most as i32 - used))
+            };
+            set.map_err(|error| failed("raising a kernel's shared memory", error))?;
+        }
+        Ok(())
+    }
+
+    /// How many files there are, for the log.
+    pub(crate) fn files(&self) -> usize {
+        self.modules.len()
+    }
+}
+
+fn function(modules: &[CUmodule], name: &str) -> Result<Kernel, BackendError> {
+    let c_name = CString::new(name).map_err(|error| BackendError::Unsupported(error.to_string()))?;
+    for module in modules {
+        // SAFETY: the module is loaded and never unloaded while the process lives.
+        if let Ok(found) = unsafe { result::module::get_function(*module, c_name.clone()) } {
+            return Ok(Kernel(found));
+        }
+    }
+    Err(BackendError::Unsupported(format!("there is no kernel {name}")))
+}

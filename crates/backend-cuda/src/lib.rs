@@ -1,0 +1,31 @@
+//! The CUDA backend. One binary starts anywhere: the driver and NVRTC are opened when first wanted, kernels are compiled
+//! for the device found and cached, and a machine without a GPU gets an error that says what is missing.
+//!
+//! Everything runs on one stream in the order called, so that operations need no synchronisation among themselves. The
+//! kernels are in `kernels/` at the root of the repository.
+
+mod backend;
+mod bandwidth;
+mod buffer;
+mod compile;
+mod device;
+mod experts;
+mod graph;
+mod kernels;
+mod kv;
+mod launch;
+mod matrix;
+mod memory;
+mod operations;
+mod rows;
+mod staging;
+
+pub use backend::{CudaBackend, CudaOptions};
+pub use bandwidth::read_bandwidth;
+pub use buffer::{CudaBuffer, CudaRouting, CudaVector};
+pub use compile::{CompileError, Compiler, Cubin};
+pub use device::{Device, DeviceError, device_count};
+pub use experts::CudaExperts;
+pub use kernels::{SOURCES, Source};
+pub use kv::CudaKv;
+pub use matrix::CudaMatrix;

@@ -1,0 +1,166 @@
+//! The forward pass against logits that transformers computed in f32 from the same checkpoints.
+
+use std::path::Path;
+
+use tandem_backend::{Batch, DenseFormat, KvFormat, Sequence};
+use tandem_backend_cuda::CudaBackend;
+use tandem_model::{Checkpoint, Formats, Model, WeightStore};
+use tandem_step::Capacity;
+use tandem_testkit::{CheckpointSpec, GoldenPrompt, golden};
+
+use crate::backend;
+
+const FILES: [(&str, CheckpointSpec); 2] = [("a", CheckpointSpec::A), ("b", CheckpointSpec::B)];
+const BLOCK_TOKENS: u32 = 16;
+const CONTEXT: u32 = 512;
+const STREAMS: u32 = 8;
+/// Where the reference's first choice leads by more than this, the first choices must agree nearly always.
+const CLEAR_MARGIN: f32 = 0.1;
+const AGREEMENT_MIN: f64 = 0.99;
+
+struct Gpu {
+    model: Model<CudaBackend>,
+    tables: Vec<Vec<u32>>,
+}
+
+impl Gpu {
+    fn open(what: &str, folder: &Path, dense: DenseFormat, eager: bool) -> Option<Self> {
+        let store = Checkpoint::open(folder).unwrap();
+        let blocks = CONTEXT / BLOCK_TOKENS;
+        let capacity = Capacity {
+            block_tokens: BLOCK_TOKENS,
+            full_blocks: STREAMS * blocks,
+            sliding_blocks: STREAMS * blocks,
+            window: store.config().sliding_window as u32,
+            context: CONTEXT,
+            max_streams: STREAMS,
+            max_step_tokens: CONTEXT,
+            vocab: store.config().vocab as u32,
+        };
+        let model =
+            Model::load(backend(what, eager)?, &store, Formats { dense, kv: KvFormat::Bf16 }, capacity).unwrap();
+        // 7 is prime to the number of blocks: every sequence's blocks lie scattered.
+        let all = STREAMS * blocks;
+        let tables = (0..STREAMS).map(|s| (0..blocks).map(|b| (s * blocks + b) * 7 % all).collect()).collect();
+        Some(Self { model, tables })
+    }
+
+    /// Logits of `tokens` at `position` on, for each of the sequences 0, 1, ...
+    fn step(&mut self, tokens: &[&[u32]], position: usize) -> Vec<Vec<f32>> {
+        let all = tokens.concat();
+        let mut first = 0;
+        let mut sequences = Vec::new();
+        for (some, table) in tokens.iter().zip(&self.tables) {
+            let rows = first..first + some.len();
+            first = rows.end;
+            sequences.push(Sequence { rows, position: position as u32, full_blocks: table, sliding_blocks: table });
+        }
+        self.model.forward(&Batch { tokens: &all, sequences: &sequences }).unwrap();
+        let mut logits = Vec::new();
+        let rows: Vec<usize> = (0..all.len()).collect();
+        self.model.logits(&rows, |_, row| logits.push(row.to_vec())).unwrap();
+        logits
+    }
+
+    /// A prompt in chunks of so many tokens.
+    fn prompt(&mut self, tokens: &[u32], chunk: usize) -> Vec<Vec<f32>> {
+        let starts = (0..tokens.len()).step_by(chunk);
+        starts.flat_map(|at| self.step(&[&tokens[at..tokens.len().min(at + chunk)]], at)).collect()
+    }
+}
+
+fn checkpoint(spec: &CheckpointSpec) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    tandem_testkit::write_hub(folder.path(), spec).unwrap();
+    folder
+}
+
+/// Error and agreement over all positions of a file's prompts.
+#[derive(Default)]
+struct Distance {
+    difference: f64,
+    norm: f64,
+    clear: u32,
+    agree: u32,
+}
+
+impl Distance {
+    fn add(&mut self, prompt: &GoldenPrompt, got: &[Vec<f32>]) {
+        assert_eq!(got.len(), prompt.tokens.len());
+        for (position, got) in got.iter().enumerate() {
+            let want = prompt.logits_at(position);
+            self.difference += got.iter().zip(want).map(|(g, w)| f64::from(g - w).powi(2)).sum::<f64>();
+            self.norm += want.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>();
+            let (first, margin) = top(want);
+            if margin > CLEAR_MARGIN {
+                self.clear += 1;
+                self.agree += u32::from(top(got).0 == first);
+            }
+        }
+    }
+
+    fn error(&self) -> f64 {
+        (self.difference / self.norm).sqrt()
+    }
+
+    fn agreement(&self) -> f64 {
+        f64::from(self.agree) / f64::from(self.clear)
+    }
+}
+
+/// What transformers shows in bfloat16, over all positions of a file.
+fn bf16_error(prompts: &[GoldenPrompt]) -> f64 {
+    let (mut difference, mut norm) = (0.0, 0.0);
+    for prompt in prompts {
+        let square: f64 = prompt.logits.iter().map(|l| f64::from(*l).powi(2)).sum();
+        difference += square * f64::from(prompt.err_bf16).powi(2);
+        norm += square;
+    }
+    (difference / norm).sqrt()
+}
+
+fn top(logits: &[f32]) -> (usize, f32) {
+    let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap();
+    let second = logits.iter().enumerate().filter(|(i, _)| *i != best).map(|(_, l)| *l).fold(f32::MIN, f32::max);
+    (best, logits[best] - second)
+}
+
+#[test]
+fn goldens_are_matched_as_well_as_in_bfloat16() {
+    for (name, spec) in FILES {
+        let folder = checkpoint(&spec);
+        let prompts = golden(name).unwrap();
+        let bound = bf16_error(&prompts);
+        // Whole, in chunks, and token by token: the last goes through the decode kernels and recorded steps.
+        for (how, chunk) in [("whole", 512), ("chunks of 50", 50), ("one by one", 1)] {
+            let what = format!("golden {name}, BF16, {how}");
+            let Some(mut gpu) = Gpu::open(&what, folder.path(), DenseFormat::Bf16, false) else { return };
+            let mut distance = Distance::default();
+            prompts.iter().for_each(|prompt| distance.add(prompt, &gpu.prompt(&prompt.tokens, chunk)));
+            let (error, agreement) = (distance.error(), distance.agreement());
+            println!("{what}: error {error:.2e}, bfloat16 {bound:.2e}, agreement {agreement:.4} of {}", distance.clear);
+            assert!(error <= bound, "{what}: {error:.3e} > {bound:.3e}");
+            assert!(agreement >= AGREEMENT_MIN, "{what}: agreement {agreement}");
+        }
+    }
+}
+
+#[test]
+fn recorded_steps_give_the_bits_of_eager_ones() {
+    let folder = checkpoint(&CheckpointSpec::A);
+    let prompts = golden("a").unwrap();
+    let tokens = &prompts[2].tokens;
+    let run = |eager: bool| -> Option<Vec<Vec<f32>>> {
+        let mut gpu = Gpu::open("recorded steps", folder.path(), DenseFormat::Q8, eager)?;
+        // One sequence, then three beside each other.
+        let mut logits = gpu.prompt(tokens, 1);
+        for position in 0..20 {
+            let token = &tokens[position..position + 1];
+            logits.extend(gpu.step(&[token, token, token], position));
+        }
+        Some(logits)
+    };
+    let (Some(eager), Some(recorded)) = (run(true), run(false)) else { return };
+    assert!(eager == recorded, "a recorded step gave other bits");
+    assert_eq!(eager.len(), tokens.len() + 60);
+}

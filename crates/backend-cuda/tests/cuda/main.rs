@@ -1,0 +1,25 @@
+//! The CUDA backend on a real GPU. Where there is none, each test says so and what it would have done.
+
+mod conformance;
+mod golden;
+
+use tandem_backend_cuda::{CudaBackend, CudaOptions, device_count};
+
+/// A backend on the first GPU; without one, says that `what` was skipped and why.
+///
+/// `TANDEM_TEST_GPU=1` makes a missing GPU a failure: on a machine that has one nothing may be skipped.
+fn backend(what: &str, eager: bool) -> Option<CudaBackend> {
+    let required = std::env::var_os("TANDEM_TEST_GPU").is_some();
+    match device_count() {
+        Ok(count) if count > 0 => {
+            let cache = Some(std::env::temp_dir().join("tandem-test-kernels"));
+            Some(CudaBackend::new(CudaOptions { ordinal: 0, cache, eager }).unwrap())
+        }
+        found => {
+            let why = found.map_or_else(|error| error.to_string(), |_| "the driver finds no GPU".into());
+            assert!(!required, "{what}: {why}");
+            eprintln!("SKIPPED {what}: {why}");
+            None
+        }
+    }
+}

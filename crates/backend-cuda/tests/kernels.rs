@@ -1,0 +1,32 @@
+//! Every kernel compiles for both targets, without spilling registers. Needs NVRTC, but no GPU and no driver.
+
+use tandem_backend_cuda::{CompileError, Compiler, SOURCES};
+
+const TARGETS: [&str; 2] = ["sm_90a", "sm_121a"];
+
+/// `TANDEM_TEST_NVRTC=1` makes a missing compiler a failure: where one is installed nothing may be skipped.
+#[test]
+fn compile_for_every_target_without_spills() {
+    for arch in TARGETS {
+        for source in SOURCES {
+            let cubin = match Compiler::new(arch, None).compile(source) {
+                Ok(cubin) => cubin,
+                Err(error @ CompileError::NoCompiler) => {
+                    assert!(std::env::var_os("TANDEM_TEST_NVRTC").is_none(), "{error}");
+                    eprintln!("SKIPPED compiling the kernels: {error}");
+                    return;
+                }
+                Err(error) => panic!("{error}"),
+            };
+            let what = format!("{} for {arch}", source.name);
+            assert!(cubin.log.contains("registers"), "{what}: the assembler reported nothing:\n{}", cubin.log);
+            let spills = |line: &&str| line.contains("spill") && !line.contains("0 bytes spill stores, 0 bytes spill loads");
+            let spilling: Vec<&str> = cubin.log.lines().filter(spills).collect();
+            assert!(spilling.is_empty(), "{what} spills registers: {spilling:?}\n{}", cubin.log);
+            // Some bulk copies are compiled to a call that reserves gigabytes at the first launch.
+            let syscall = b"__cuda_syscall";
+            let calls = cubin.image.windows(syscall.len()).any(|window| window == syscall);
+            assert!(!calls, "{what} calls into the driver's device runtime");
+        }
+    }
+}

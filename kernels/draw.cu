@@ -1,0 +1,148 @@
+// Chooses one token for each row of logits: the likeliest (lowest id on a tie), or one drawn from the softmax at a
+// temperature, by the inverse of the cumulative distribution in order of token id. The random number comes from the host.
+//
+// Who computes what: block (chunk, row) finds its chunk's maximum and sum of weights; whichever block of a row comes last
+// adds up the chunks in order, finds the chunk that the target falls into, and walks it. Sums have a fixed order.
+//
+// Launch: (chunks, rows), 256 threads; chunks <= 128. `arrived` [rows] is 0 and is left 0.
+#include "tandem.cuh"
+
+constexpr int THREADS = 256;
+constexpr int CHUNKS_MAX = 128;
+constexpr int ROWS_MAX = 64;
+
+struct Draws {
+    double uniform[ROWS_MAX];             // in [0, 1)
+    float inverse_temperature[ROWS_MAX];  // 0: take the likeliest
+};
+
+struct Chunk {
+    float largest;
+    int token; // of the largest
+    float total; // of exp((logit - largest) * inverse_temperature)
+};
+
+DEVICE float block_total(float x, float* sums) {
+    x = warp_sum(x);
+    __syncthreads();
+    if (threadIdx.x % WARP == 0) sums[threadIdx.x / WARP] = x;
+    __syncthreads();
+    float all = 0;
+    for (int i = 0; i < THREADS / WARP; i++) all += sums[i];
+    return all;
+}
+
+/// The largest logit of `first .. end`, lowest token on a tie; all threads get it.
+DEVICE void block_largest(const float* logits, int first, int end, float& value, int& token) {
+    __shared__ float values[THREADS / WARP];
+    __shared__ int tokens[THREADS / WARP];
+    value = -INFINITY, token = first;
+    for (int i = first + threadIdx.x; i < end; i += THREADS)
+        if (logits[i] > value) value = logits[i], token = i;
+    for (int d = 16; d; d >>= 1) {
+        float v = __shfl_xor_sync(ALL_LANES, value, d);
+        int t = __shfl_xor_sync(ALL_LANES, token, d);
+        if (v > value || (v == value && t < token)) value = v, token = t;
+    }
+    if (threadIdx.x % WARP == 0) values[threadIdx.x / WARP] = value, tokens[threadIdx.x / WARP] = token;
+    __syncthreads();
+    for (int i = 0; i < THREADS / WARP; i++)
+        if (values[i] > value || (values[i] == value && tokens[i] < token)) value = values[i], token = tokens[i];
+}
+
+/// The token in `first .. end` at which the running sum of weights passes `target`; the last with any weight where rounding
+/// leaves the sum short of it.
+DEVICE int find(const float* logits, int first, int end, float largest, float inverse, double target) {
+    __shared__ double sums[THREADS];
+    __shared__ int found;
+    int each = (end - first + THREADS - 1) / THREADS, begin = min(end, first + int(threadIdx.x) * each);
+    int stop = min(end, begin + each);
+    double mine = 0;
+    for (int i = begin; i < stop; i++) mine += expf((logits[i] - largest) * inverse);
+    sums[threadIdx.x] = mine;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        double sum = 0;
+        int owner = 0;
+        for (int i = 0; i < THREADS; i++) {
+            if (sums[i] > 0) owner = i;
+            if (sum + sums[i] > target) break;
+            if (i < THREADS - 1) sum += sums[i];
+        }
+        sum = 0;
+        for (int i = 0; i < owner; i++) sum += sums[i];
+        int at = min(end, first + owner * each), last = at;
+        for (int i = at; i < min(end, at + each); i++) {
+            float weight = expf((logits[i] - largest) * inverse);
+            if (weight > 0) last = i;
+            sum += weight;
+            if (weight > 0 && sum > target) break;
+        }
+        found = last;
+    }
+    __syncthreads();
+    return found;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    draw_tokens(const float* all_logits, int vocab, Draws draws, Chunk* all_chunks, u32* arrived, u32* tokens) {
+    __shared__ float sums[THREADS / WARP];
+    __shared__ bool last;
+    __shared__ double target;
+    __shared__ int chosen;
+    wait_for_predecessor();
+    int row = blockIdx.y, count = gridDim.x, each = (vocab + count - 1) / count;
+    const float* logits = all_logits + (u64)row * vocab;
+    Chunk* chunks = all_chunks + row * count;
+    float inverse = draws.inverse_temperature[row];
+    int first = blockIdx.x * each, end = min(vocab, first + each);
+    Chunk mine;
+    block_largest(logits, first, end, mine.largest, mine.token);
+    float total = 0;
+    if (inverse > 0)
+        for (int i = first + threadIdx.x; i < end; i += THREADS) total += expf((logits[i] - mine.largest) * inverse);
+    mine.total = mine.largest == -INFINITY ? 0.0f : block_total(total, sums);
+    if (threadIdx.x == 0) {
+        __stcg(&chunks[blockIdx.x].largest, mine.largest);
+        __stcg(&chunks[blockIdx.x].token, mine.token);
+        __stcg(&chunks[blockIdx.x].total, mine.total);
+        __threadfence();
+        last = atomicAdd(arrived + row, 1) == count - 1;
+    }
+    __syncthreads();
+    if (!last) return;
+    if (threadIdx.x == 0) {
+        __threadfence();
+        arrived[row] = 0;
+        int best = 0;
+        for (int i = 1; i < count; i++)
+            if (__ldcg(&chunks[i].largest) > __ldcg(&chunks[best].largest)) best = i;
+        chosen = best;
+        if (inverse > 0) {
+            float largest = __ldcg(&chunks[best].largest);
+            auto share = [&](int i) {
+                float its = __ldcg(&chunks[i].largest);
+                return its == -INFINITY ? 0.0 : double(__ldcg(&chunks[i].total)) * expf((its - largest) * inverse);
+            };
+            double all = 0;
+            for (int i = 0; i < count; i++) all += share(i);
+            double wanted = draws.uniform[row] * all, sum = 0;
+            for (int i = 0; i < count; i++) {
+                double here = share(i);
+                if (here > 0) chosen = i, target = wanted - sum;
+                if (sum + here > wanted) break;
+                sum += here;
+            }
+            // In units of the chunk's own largest.
+            target /= expf((__ldcg(&chunks[chosen].largest) - largest) * inverse);
+        }
+    }
+    __syncthreads();
+    if (inverse > 0) {
+        int from = chosen * each;
+        int token = find(logits, from, min(vocab, from + each), __ldcg(&chunks[chosen].largest), inverse, target);
+        if (threadIdx.x == 0) tokens[row] = token;
+    } else if (threadIdx.x == 0) {
+        tokens[row] = __ldcg(&chunks[chosen].token);
+    }
+}

@@ -1,0 +1,224 @@
+// What the kernels for one to eight tokens share: activations staged in shared memory, and the loop over weight tiles.
+#pragma once
+#include "tandem.cuh"
+
+constexpr int DECODE_THREADS = 256;
+constexpr int DECODE_WARPS = DECODE_THREADS / WARP;
+/// Tokens of one launch: the N of the tensor-core product.
+constexpr int TOKENS = 8;
+/// Tiles a warp has under way: 8 warps x 4 x 512 B x 2-3 blocks keep 32-48 KB a multiprocessor in flight, more than the
+/// 28 KB that 4.6 TB/s need at 0.8 us.
+constexpr int AHEAD = 4;
+
+enum Format { BF16 = 0, Q8 = 1, MXFP4 = 2 };
+
+/// One lane's share of a tile, as loaded.
+template <int FORMAT> struct Share;
+
+template <> struct Share<BF16> {
+    static constexpr int K = 32;
+    uint4 w[2];
+    DEVICE void load(const u8* tiles, const u8*, u64 tile, int lane) {
+        w[0] = load_weights(tiles + tile * 1024 + lane * 16);
+        w[1] = load_weights(tiles + tile * 1024 + 512 + lane * 16);
+    }
+};
+
+template <> struct Share<Q8> {
+    static constexpr int K = 32;
+    uint4 w;
+    u16 low, high; // scales of rows g and g + 8
+    DEVICE void load(const u8* tiles, const u8* scales, u64 tile, int lane) {
+        w = load_weights(tiles + tile * 512 + lane * 16);
+        const u16* s = (const u16*)(scales + tile * 32);
+        low = __ldg(s + (lane >> 2));
+        high = __ldg(s + (lane >> 2) + 8);
+    }
+};
+
+template <> struct Share<MXFP4> {
+    static constexpr int K = 64;
+    uint4 w;
+    u32 s; // bytes: row g group 0, group 1, row g + 8 group 0, group 1
+    DEVICE void load(const u8* tiles, const u8* scales, u64 tile, int lane) {
+        w = load_weights(tiles + tile * 512 + lane * 16);
+        s = load_u32_once(scales + tile * 32 + (lane >> 2) * 4);
+    }
+};
+
+/// Activations of up to eight tokens in shared memory. F16 times `1 / factor` of the token, a power of two that keeps any
+/// finite row in F16's range; for BF16 weights a high and a low BF16 part instead, so that nothing is lost to rounding.
+struct Staged {
+    const u8* values; // [tokens][stride]
+    u32 stride;       // bytes; 64 beyond a multiple of 128, so that the lanes of a load fall on different banks
+    u32 low_part;     // bytes from the high to the low part (BF16)
+};
+
+DEVICE u32 staged_stride(int padded_k) {
+    u32 bytes = padded_k * 2;
+    return bytes % 128 == 64 ? bytes : bytes + 64;
+}
+
+/// B operand of one group: the lane's eight values of token g.
+DEVICE uint4 fragment(const Staged& x, int k, int lane, int n) {
+    int token = lane >> 2;
+    if (token >= n) return make_uint4(0, 0, 0, 0);
+    return *(const uint4*)(x.values + token * x.stride + (k + (lane & 3) * 8) * 2);
+}
+
+/// sum[c] += the tile's product with the activations at k, scaled. `weigh` scales further: by token column.
+DEVICE void multiply(float (&sum)[4], const Share<BF16>& share, const Staged& x, int k, int lane, int n) {
+    uint4 high = fragment(x, k, lane, n);
+    Staged below = x;
+    below.values += x.low_part;
+    uint4 low = fragment(below, k, lane, n);
+    u32 a[4] = {share.w[0].x, share.w[0].y, share.w[0].z, share.w[0].w};
+    mma_bf16(sum, a, high.x, high.y);
+    mma_bf16(sum, a, low.x, low.y);
+    u32 b[4] = {share.w[1].x, share.w[1].y, share.w[1].z, share.w[1].w};
+    mma_bf16(sum, b, high.z, high.w);
+    mma_bf16(sum, b, low.z, low.w);
+}
+
+DEVICE void multiply_q8(float (&sum)[4], const Share<Q8>& share, uint4 b) {
+    float part[4] = {0, 0, 0, 0};
+    u32 a[4];
+    q8_fragment(share.w.x, share.w.y, a);
+    mma_f16(part, a, b.x, b.y);
+    q8_fragment(share.w.z, share.w.w, a);
+    mma_f16(part, a, b.z, b.w);
+    float low = from_bf16(share.low), high = from_bf16(share.high);
+    sum[0] += part[0] * low;
+    sum[1] += part[1] * low;
+    sum[2] += part[2] * high;
+    sum[3] += part[3] * high;
+}
+
+DEVICE void multiply(float (&sum)[4], const Share<Q8>& share, const Staged& x, int k, int lane, int n) {
+    multiply_q8(sum, share, fragment(x, k, lane, n));
+}
+
+/// Both groups of an MXFP4 tile. `even`, `odd`: factors of the lane's two token columns.
+DEVICE void multiply_mxfp4(float (&sum)[4], const Share<MXFP4>& share, const uint4 (&b)[2], float even, float odd) {
+#pragma unroll
+    for (int group = 0; group < 2; group++) {
+        float part[4] = {0, 0, 0, 0};
+        u32 a[4];
+        mxfp4_fragment(group ? share.w.z : share.w.x, a);
+        mma_f16(part, a, b[group].x, b[group].y);
+        mxfp4_fragment(group ? share.w.w : share.w.y, a);
+        mma_f16(part, a, b[group].z, b[group].w);
+        float low = from_e8m0((share.s >> (8 * group)) & 255), high = from_e8m0((share.s >> (16 + 8 * group)) & 255);
+        sum[0] += (part[0] * even) * low;
+        sum[1] += (part[1] * odd) * low;
+        sum[2] += (part[2] * even) * high;
+        sum[3] += (part[3] * odd) * high;
+    }
+}
+
+DEVICE void multiply(float (&sum)[4], const Share<MXFP4>& share, const Staged& x, int k, int lane, int n) {
+    uint4 b[2] = {fragment(x, k, lane, n), fragment(x, k + 32, lane, n)};
+    multiply_mxfp4(sum, share, b, MXFP4_FACTOR, MXFP4_FACTOR);
+}
+
+/// One warp's products of row tile `tile0 / k_tiles` with the staged activations, over k tiles first, first + step, ...
+template <int FORMAT> struct Walk {
+    Share<FORMAT> shares[AHEAD];
+
+    /// Starts the first loads; needs no activations yet.
+    DEVICE void begin(const u8* tiles, const u8* scales, u64 tile0, int first, int end, int step, int lane) {
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++)
+            if (first + i * step < end) shares[i].load(tiles, scales, tile0 + first + i * step, lane);
+    }
+
+    DEVICE void finish(float (&sum)[4], const u8* tiles, const u8* scales, u64 tile0, int first, int end, int step,
+                       int lane, const Staged& x, int n) {
+        for (int at = first; at < end; at += AHEAD * step) {
+#pragma unroll
+            for (int i = 0; i < AHEAD; i++) {
+                int here = at + i * step, next = here + AHEAD * step;
+                if (here < end) multiply(sum, shares[i], x, here * Share<FORMAT>::K, lane, n);
+                if (next < end) shares[i].load(tiles, scales, tile0 + next, lane);
+            }
+        }
+    }
+};
+
+/// Stages rows of x, normalised where `norm` is given: x * rsqrt(mean(x^2) + eps) * norm. All threads take part; ends with
+/// a barrier. `factors` [TOKENS] receives what products are to be multiplied with. `copy`, if given, receives the
+/// normalised rows in f32.
+template <int FORMAT>
+DEVICE void stage(const float* x, int x_stride, int n, int k, int padded_k, const float* norm, float eps, u8* values,
+                  u32 stride, u32 low_part, float* factors, float* partial /* [2][DECODE_WARPS] */, float* copy) {
+    int rows = n > 4 ? 8 : n > 2 ? 4 : n > 1 ? 2 : 1; // warps of a row: 8 / rows
+    int warps = DECODE_WARPS / rows;
+    int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    int row = warp / warps, from = (warp % warps) * WARP + lane, step = warps * WARP;
+    const float4* in = (const float4*)(x + (u64)row * x_stride);
+    const float4* w = (const float4*)norm;
+    float squares = 0, largest = 0;
+    if (row < n)
+        for (int i = from; i < k / 4; i += step) {
+            float4 v = in[i];
+            squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+            if (norm) {
+                float4 m = __ldg(w + i);
+                v.x *= m.x, v.y *= m.y, v.z *= m.z, v.w *= m.w;
+            }
+            largest = fmaxf(fmaxf(largest, fmaxf(fabsf(v.x), fabsf(v.y))), fmaxf(fabsf(v.z), fabsf(v.w)));
+        }
+    squares = warp_sum(squares);
+    largest = warp_max(largest);
+    if (lane == 0) partial[warp] = squares, partial[DECODE_WARPS + warp] = largest;
+    __syncthreads();
+    squares = 0, largest = 0;
+    for (int i = row * warps; i < (row + 1) * warps; i++) {
+        squares += partial[i];
+        largest = fmaxf(largest, partial[DECODE_WARPS + i]);
+    }
+    float scale = norm ? rsqrtf(squares / k + eps) : 1.0f;
+    float factor = FORMAT == BF16 ? 1.0f : power_above(largest * scale);
+    if (row < n) {
+        if (from == 0) factors[row] = factor;
+        float inverse = 1.0f / factor;
+        u8* to = values + row * stride;
+        for (int i = from; i < padded_k / 4; i += step) {
+            float4 v = make_float4(0, 0, 0, 0);
+            if (i < k / 4) {
+                v = in[i];
+                if (norm) {
+                    float4 m = __ldg(w + i);
+                    v.x = v.x * scale * m.x, v.y = v.y * scale * m.y, v.z = v.z * scale * m.z, v.w = v.w * scale * m.w;
+                }
+                if (copy) ((float4*)(copy + (u64)row * k))[i] = v;
+            }
+            if (FORMAT == BF16) {
+                uint2 high = make_uint2(pack_bf16(v.x, v.y), pack_bf16(v.z, v.w));
+                v.x -= from_bits(high.x << 16), v.y -= from_bits(high.x & 0xffff0000u);
+                v.z -= from_bits(high.y << 16), v.w -= from_bits(high.y & 0xffff0000u);
+                *(uint2*)(to + i * 8) = high;
+                *(uint2*)(to + low_part + i * 8) = make_uint2(pack_bf16(v.x, v.y), pack_bf16(v.z, v.w));
+            } else {
+                *(uint2*)(to + i * 8) =
+                    make_uint2(pack_f16(v.x * inverse, v.y * inverse), pack_f16(v.z * inverse, v.w * inverse));
+            }
+        }
+    }
+    __syncthreads();
+}
+
+/// Sums [warps][16 rows][8 tokens] of a block in shared memory.
+DEVICE void put_sums(float* sums, const float (&c)[4], int warp, int lane) {
+    float* to = sums + warp * 128 + (lane >> 2) * TOKENS + (lane & 3) * 2;
+    *(float2*)to = make_float2(c[0], c[1]);
+    *(float2*)(to + 8 * TOKENS) = make_float2(c[2], c[3]);
+}
+
+/// The sum of all warps for one row and token, in the order of warps.
+DEVICE float take_sum(const float* sums, int row, int token) {
+    float sum = 0;
+#pragma unroll
+    for (int warp = 0; warp < DECODE_WARPS; warp++) sum += sums[warp * 128 + row * TOKENS + token];
+    return sum;
+}
