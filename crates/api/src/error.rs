@@ -16,11 +16,20 @@ pub struct ApiError {
     param: Option<String>,
     message: String,
     retry_after_s: Option<u32>,
+    overflow: Option<Overflow>,
+}
+
+/// The figures of a request that does not fit the context, in tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Overflow {
+    pub prompt: usize,
+    pub output: u32,
+    pub context: u32,
 }
 
 impl ApiError {
     fn new(status: StatusCode, kind: &'static str, code: Option<&'static str>, message: impl Into<String>) -> Self {
-        Self { status, kind, code, param: None, message: message.into(), retry_after_s: None }
+        Self { status, kind, code, param: None, message: message.into(), retry_after_s: None, overflow: None }
     }
 
     fn invalid_request(status: StatusCode, code: Option<&'static str>, message: impl Into<String>) -> Self {
@@ -69,7 +78,8 @@ impl ApiError {
              {output} to generate. Please shorten the prompt or ask for fewer tokens.",
             prompt as u64 + u64::from(output)
         );
-        Self::invalid_request(StatusCode::BAD_REQUEST, Some("context_length_exceeded"), message).with_param(param)
+        let error = Self::invalid_request(StatusCode::BAD_REQUEST, Some("context_length_exceeded"), message);
+        Self { overflow: Some(Overflow { prompt, output, context }), ..error }.with_param(param)
     }
 
     /// 404: no such model is served.
@@ -155,6 +165,16 @@ impl ApiError {
         self.status
     }
 
+    /// What is wrong, in a sentence.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// The figures, where the context is too small.
+    pub(crate) fn overflow(&self) -> Option<Overflow> {
+        self.overflow
+    }
+
     /// The error code.
     pub(crate) fn code(&self) -> &'static str {
         self.code.unwrap_or(self.kind)
@@ -180,11 +200,13 @@ impl From<SubmitError> for ApiError {
 }
 
 impl IntoResponse for ApiError {
+    /// In OpenAI's shape; the error itself goes along, for routes of other protocols to say it in theirs.
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.body())).into_response();
         if let Some(seconds) = self.retry_after_s {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
+        response.extensions_mut().insert(self);
         response
     }
 }

@@ -24,7 +24,9 @@ mod metrics;
 mod models;
 mod params;
 mod probes;
+mod protocol;
 mod replay;
+mod reply;
 mod request_log;
 mod router;
 mod serve;
@@ -33,6 +35,7 @@ mod settings;
 mod sse;
 mod state;
 mod tokenize;
+mod turn;
 mod usage;
 mod write_deadline;
 

@@ -2,13 +2,14 @@
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{HeaderName, HeaderValue, Method, Uri};
+use axum::http::{HeaderName, HeaderValue, Method, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use tracing::Instrument;
 
 use crate::error::ApiError;
+use crate::protocol::Protocol;
 use crate::state::ApiState;
 use crate::{chat, completions, ids, models, probes, tokenize};
 
@@ -47,7 +48,7 @@ async fn around(State(state): State<ApiState>, mut request: Request, next: Next)
     let span = tracing::info_span!("request", id = echoed.to_str().unwrap_or(&name));
     request.extensions_mut().insert(RequestName(name));
     let (method, path) = (request.method().clone(), request.uri().path().to_string());
-    let mut response = next.run(request).instrument(span.clone()).await;
+    let mut response = in_protocol(Protocol::of_path(&path), next.run(request).instrument(span.clone()).await);
     let status = response.status().as_u16();
     state.metrics().count_response(status);
     span.in_scope(|| match status {
@@ -57,6 +58,15 @@ async fn around(State(state): State<ApiState>, mut request: Request, next: Next)
     });
     response.headers_mut().insert(X_REQUEST_ID, echoed);
     response
+}
+
+/// Says an error in the shape of the protocol that was spoken.
+fn in_protocol(protocol: Protocol, response: Response) -> Response {
+    let Some(error) = response.extensions().get::<ApiError>() else { return response };
+    let body = protocol.error_body(error).to_string();
+    let (mut parts, _) = response.into_parts();
+    parts.headers.remove(header::CONTENT_LENGTH);
+    Response::from_parts(parts, body.into())
 }
 
 fn is_plain(id: &HeaderValue) -> bool {

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tandem_harmony::Effort;
+
 /// Settings of the HTTP edge. Every wait has a limit here, and so has everything that grows with what clients send.
 #[derive(Clone, Debug)]
 pub struct ApiSettings {
@@ -35,6 +37,8 @@ pub struct ApiSettings {
     pub replay_replies_max: usize,
     /// Tokens remembered for that, over all replies.
     pub replay_tokens_max: usize,
+    /// The most that the model thinks, whatever a request asks for.
+    pub effort_max: Effort,
     /// The date in the system message, `YYYY-MM-DD`, instead of today's in UTC.
     pub date: Option<String>,
 }
@@ -57,6 +61,7 @@ impl Default for ApiSettings {
             pending_updates_max: 1024,
             replay_replies_max: 1024,
             replay_tokens_max: 1 << 20,
+            effort_max: Effort::High,
             date: None,
         }
     }
