@@ -5,6 +5,7 @@
 //! whole or as events (`sse`). Nothing that a client sends is answered with a 5xx, and every wait and
 //! every buffer has a limit in [`ApiSettings`].
 
+mod anthropic;
 mod blocking;
 mod body;
 mod chat;
@@ -29,6 +30,7 @@ mod replay;
 mod reply;
 mod request_log;
 mod router;
+mod sealed;
 mod serve;
 mod served_model;
 mod settings;

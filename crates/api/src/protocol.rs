@@ -33,13 +33,14 @@ impl Protocol {
         }
     }
 
-    /// An error's body in the protocol's shape.
-    pub(crate) fn error_body(self, error: &ApiError) -> Value {
+    /// An error's body in the protocol's shape. `id` is the request's, where its reader cannot know it yet.
+    pub(crate) fn error_body(self, error: &ApiError, id: Option<&str>) -> Value {
         match self {
             Self::OpenAi | Self::Responses => error.body(),
             Self::Anthropic => json!({
                 "type": "error",
                 "error": {"type": anthropic_type(error), "message": anthropic_message(error)},
+                "request_id": id,
             }),
             Self::Ollama => json!({"error": error.message()}),
         }
@@ -66,7 +67,8 @@ impl Protocol {
 
     /// The event that ends a stream that failed.
     pub(crate) fn last_words(self, error: &ApiError) -> Bytes {
-        let body = self.error_body(error);
+        // The headers, sent long ago, said which request this is.
+        let body = self.error_body(error, None);
         match self {
             Self::OpenAi => format!("data: {body}\n\n").into(),
             Self::Responses | Self::Anthropic => format!("event: error\ndata: {body}\n\n").into(),
@@ -128,8 +130,8 @@ mod tests {
 
     #[test]
     fn overflows_have_the_texts_that_clients_look_for() {
-        let text =
-            |prompt, output| Protocol::Anthropic.error_body(&ApiError::context_exceeded("m", 1000, prompt, output));
+        let error = |prompt, output| ApiError::context_exceeded("m", 1000, prompt, output);
+        let text = |prompt, output| Protocol::Anthropic.error_body(&error(prompt, output), None);
         assert_eq!(text(1000, 1)["error"]["message"], "prompt is too long: 1000 tokens > 1000 maximum");
         let message = text(990, 20)["error"]["message"].to_string();
         assert!(message.contains("input length and `max_tokens` exceed context limit: 990 + 20 > 1000"), "{message}");

@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
 use hyper::body::Frame;
 use serde::Serialize;
+use serde_json::Value;
 use tokio::sync::mpsc;
 use tracing::Instrument;
 
@@ -56,6 +57,12 @@ impl EventSender {
         serde_json::to_writer(&mut event, data).map_err(|_| Disconnected)?;
         event.extend_from_slice(b"\n\n");
         self.send_bytes(event.into()).await
+    }
+
+    /// Sends one event with a name, which is also the `type` in its `data`.
+    pub(crate) async fn send_named(&self, data: &Value) -> Result<(), Disconnected> {
+        let name = data["type"].as_str().unwrap_or_default();
+        self.send_bytes(format!("event: {name}\ndata: {data}\n\n").into()).await
     }
 
     async fn send_bytes(&self, bytes: Bytes) -> Result<(), Disconnected> {
