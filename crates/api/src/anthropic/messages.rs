@@ -132,6 +132,7 @@ impl MessageReply {
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": tally.cached,
             "output_tokens": tally.generated,
+            "output_tokens_details": {"thinking_tokens": tally.reasoning},
         })
     }
 }

@@ -150,7 +150,7 @@ fn thinking(fields: Option<ThinkingFields>) -> Result<(Thinking, Effort), ApiErr
         ("enabled", Some(..=LOW_BUDGET_TOKENS)) => Effort::Low,
         ("enabled", Some(..=MEDIUM_BUDGET_TOKENS)) => Effort::Medium,
         ("enabled", Some(_)) => Effort::High,
-        ("enabled" | "adaptive", _) => Effort::Medium,
+        ("enabled" | "adaptive" | "between_tools", _) => Effort::Medium,
         (other, _) => {
             let message = format!("'thinking.type' is '{other}', but must be 'adaptive', 'enabled' or 'disabled'");
             return Err(ApiError::invalid_value("thinking.type", message));
