@@ -88,6 +88,20 @@ impl ApiError {
         Self::invalid_request(StatusCode::NOT_FOUND, Some("model_not_found"), message).with_param("model")
     }
 
+    /// 400: the response that a request goes on from is not stored, or no longer.
+    pub(crate) fn previous_response_not_found(id: &str) -> Self {
+        let message =
+            format!("the previous response '{id}' is not stored here, or no longer; send the whole conversation");
+        let error = Self::invalid_request(StatusCode::BAD_REQUEST, Some("previous_response_not_found"), message);
+        error.with_param("previous_response_id")
+    }
+
+    /// 404: no such response is stored.
+    pub(crate) fn response_not_found(id: &str) -> Self {
+        let message = format!("response with id '{id}' not found: it was not stored, or is no longer");
+        Self::invalid_request(StatusCode::NOT_FOUND, Some("response_not_found"), message).with_param("response_id")
+    }
+
     /// 404: no such route.
     pub(crate) fn unknown_route(method: &str, path: &str) -> Self {
         Self::invalid_request(StatusCode::NOT_FOUND, Some("unknown_url"), format!("unknown URL: {method} {path}"))
@@ -158,6 +172,26 @@ impl ApiError {
     /// The same error, naming the field at fault.
     pub(crate) fn with_param(self, param: impl Into<String>) -> Self {
         Self { param: Some(param.into()), ..self }
+    }
+
+    /// The same error, for protocols that call the field `from` something else.
+    pub(crate) fn renamed(self, from: &str, to: &str) -> Self {
+        match &self.param {
+            Some(param) if param == from => {
+                let message = self.message.replace(&format!("'{from}'"), &format!("'{to}'"));
+                Self { param: Some(to.to_string()), message, ..self }
+            }
+            _ => self,
+        }
+    }
+
+    /// The same error of a value that was read on its own, and whose place is `path`.
+    pub(crate) fn below(self, path: &str) -> Self {
+        let param = match &self.param {
+            Some(param) => format!("{path}.{param}"),
+            None => return self.with_param(path),
+        };
+        self.with_param(param)
     }
 
     /// The HTTP status.

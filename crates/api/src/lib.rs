@@ -29,6 +29,7 @@ mod protocol;
 mod replay;
 mod reply;
 mod request_log;
+mod responses;
 mod router;
 mod sealed;
 mod serve;

@@ -11,7 +11,7 @@ use tracing::Instrument;
 use crate::error::ApiError;
 use crate::protocol::Protocol;
 use crate::state::ApiState;
-use crate::{anthropic, chat, completions, ids, models, probes, tokenize};
+use crate::{anthropic, chat, completions, ids, models, probes, responses, tokenize};
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The same in Anthropic's protocol.
@@ -38,6 +38,7 @@ pub fn router(state: ApiState) -> Router {
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
         .merge(anthropic::routes())
+        .merge(responses::routes())
         .fallback(unknown_route)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn_with_state(state.clone(), around))

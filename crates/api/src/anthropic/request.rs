@@ -92,7 +92,8 @@ pub(super) struct MessagesPlan {
 /// Reads, checks and renders a request.
 pub(super) fn plan(value: &Value, state: &ApiState, model: &ServedModel) -> Result<MessagesPlan, ApiError> {
     let name = model_name(value, model)?;
-    let params = sampling(body::typed(value)?).check(&model.info, state.settings())?;
+    let params = sampling(body::typed(value)?).check(&model.info, state.settings());
+    let params = params.map_err(|error| error.renamed("stop", "stop_sequences"))?;
     let (turn, thinking) = turn(body::typed(value)?)?;
     Ok(MessagesPlan { turn: turn.plan(params, None, state, model)?, thinking, model: name })
 }

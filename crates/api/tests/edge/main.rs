@@ -7,5 +7,6 @@ mod connections;
 mod edge;
 mod errors;
 mod others;
+mod responses;
 mod tools;
 mod worker;
