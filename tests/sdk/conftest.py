@@ -3,6 +3,7 @@
 import openai
 import pytest
 
+from scripted import ScriptedServer
 from server import REPOSITORY, Server, has_demo_model
 
 WITHOUT_DEMO = "models/tandem-demo is not in the repository: the server speaks random words, so only shapes are tested"
@@ -10,6 +11,8 @@ WITHOUT_DEMO = "models/tandem-demo is not in the repository: the server speaks r
 
 def pytest_addoption(parser):
     parser.addoption("--tandem", default=str(REPOSITORY / "target/release/tandem"), help="the program to test")
+    scripted = str(REPOSITORY / "target/release/examples/scripted")
+    parser.addoption("--scripted", default=scripted, help="its edge with a script for a model")
 
 
 def pytest_configure(config):
@@ -46,3 +49,18 @@ def client(server):
 @pytest.fixture(scope="session")
 def model(client):
     return client.models.list().data[0].id
+
+
+@pytest.fixture
+def scripted(request, tmp_path_factory):
+    """Starts a server whose model follows a script."""
+    servers = []
+
+    def start(*lines):
+        folder = tmp_path_factory.mktemp("scripted")
+        servers.append(ScriptedServer(request.config.getoption("--scripted"), lines, folder))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        assert server.stop() == 0

@@ -1,13 +1,13 @@
-//! One choice of a chat completion, token by token.
+//! One choice of a reply, token by token.
 
 use serde::Serialize;
 use tandem_engine::{FinishReason, Update};
 use tandem_harmony::{Channel, Event, Parser, StopStrings, Summary, ToolCall, special};
 use tandem_step::TokenLogprobs;
 
-use crate::chat_request::ChatPlan;
 use crate::ids;
 use crate::logprobs::ChatLogprob;
+use crate::turn::TurnPlan;
 
 /// A choice as far as it is generated.
 pub(crate) struct ChatChoice {
@@ -31,6 +31,8 @@ pub(crate) struct ChatChoice {
     pub cached_tokens: u32,
     pub reasoning_tokens: u32,
     pub finish: Option<Finish>,
+    /// The stop string that ended the choice, by its place in the request.
+    pub stop_string: Option<usize>,
 }
 
 /// Why a choice ended, in OpenAI's words.
@@ -66,7 +68,7 @@ pub(crate) enum Delta {
 
 impl ChatChoice {
     /// A choice of `plan`'s reply.
-    pub(crate) fn new(plan: &ChatPlan) -> (Self, Vec<Delta>) {
+    pub(crate) fn new(plan: &TurnPlan) -> (Self, Vec<Delta>) {
         let mut choice = Self {
             parser: Some(Parser::new(&plan.tool_names)),
             summary: None,
@@ -83,6 +85,7 @@ impl ChatChoice {
             cached_tokens: 0,
             reasoning_tokens: 0,
             finish: None,
+            stop_string: None,
         };
         let deltas = plan.forced.iter().flat_map(|&token| choice.token(token, None)).collect();
         choice.reasoning_tokens = 0;
@@ -186,6 +189,7 @@ impl ChatChoice {
         let output = self.stops.push(text);
         self.show(output.text, deltas);
         if output.matched.is_some() {
+            self.stop_string = output.matched;
             deltas.extend(self.end(Finish::Stop));
         }
     }

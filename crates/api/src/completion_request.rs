@@ -5,11 +5,11 @@ use serde_json::Value;
 use tandem_harmony::Tokenizer;
 
 use crate::body::{self, kind};
-use crate::chat_request::check_vocabulary;
 use crate::error::ApiError;
 use crate::params::{self, Params, check_tokens};
 use crate::served_model::ServedModel;
 use crate::state::ApiState;
+use crate::turn::check_vocabulary;
 
 /// Tokens generated where the request does not say; OpenAI's default.
 const MAX_TOKENS_DEFAULT: u32 = 16;

@@ -15,6 +15,7 @@ use crate::completion_request::{self, CompletionPlan};
 use crate::date::unix_seconds;
 use crate::error::ApiError;
 use crate::generation::Generation;
+use crate::protocol::Protocol;
 use crate::request_log::RequestLog;
 use crate::router::RequestName;
 use crate::sse::{self, Broken, EventSender};
@@ -39,7 +40,7 @@ pub(crate) async fn create(
     let keep_alive = state.settings().keep_alive;
     let reply = CompletionReply::new(served, plan, format!("cmpl-{name}"), arrived);
     if reply.plan.params.stream {
-        return Ok(sse::response(keep_alive, |events| reply.stream(generation, events)));
+        return Ok(sse::response(Protocol::OpenAi, keep_alive, |events| reply.stream(generation, events)));
     }
     reply.whole(generation).await
 }

@@ -81,15 +81,28 @@ pub(crate) fn tools(fields: Vec<ToolFields>) -> Result<Vec<Tool>, ApiError> {
         .collect()
 }
 
-/// The effort by its name. The model has three; what goes beyond them on either side means the nearest.
-pub(crate) fn effort(name: Option<&str>) -> Result<Effort, ApiError> {
+/// The effort by its name, in the field `param`. The model has three; what goes beyond them on either side means the
+/// nearest.
+pub(crate) fn effort(param: &str, name: Option<&str>) -> Result<Effort, ApiError> {
     match name {
         None | Some("medium") => Ok(Effort::Medium),
         Some("none" | "minimal" | "low") => Ok(Effort::Low),
         Some("high" | "xhigh" | "max") => Ok(Effort::High),
         Some(other) => {
-            let message = format!("'reasoning_effort' is '{other}', but must be 'low', 'medium' or 'high'");
-            Err(ApiError::invalid_value("reasoning_effort", message))
+            let message = format!("'{param}' is '{other}', but must be 'low', 'medium' or 'high'");
+            Err(ApiError::invalid_value(param, message))
+        }
+    }
+}
+
+/// A JSON schema that must be there.
+pub(crate) fn schema(param: &str, value: Option<Value>) -> Result<Value, ApiError> {
+    match value {
+        Some(schema @ Value::Object(_)) => Ok(schema),
+        None | Some(Value::Null) => Err(ApiError::missing(param)),
+        Some(other) => {
+            let message = format!("'{param}' is {}; a JSON schema object is expected", kind(&other));
+            Err(ApiError::invalid_type(param, message))
         }
     }
 }
@@ -156,12 +169,8 @@ fn tool(path: &str, fields: ToolFields) -> Result<Tool, ApiError> {
         return Err(ApiError::unsupported(format!("{path}.type"), message));
     }
     let FunctionFields { name, description, parameters } = fields.function;
-    let parameters = parameters.unwrap_or(Value::Null);
-    if !matches!(parameters, Value::Null | Value::Object(_)) {
-        let param = format!("{path}.function.parameters");
-        let message = format!("'{param}' is {}; a JSON schema object is expected", kind(&parameters));
-        return Err(ApiError::invalid_type(param, message));
-    }
+    let param = format!("{path}.function.parameters");
+    let parameters = parameters.map_or(Ok(Value::Null), |parameters| schema(&param, Some(parameters)))?;
     let name = nonempty(format!("{path}.function.name"), name)?;
     Ok(Tool { name, description: description.unwrap_or_default(), parameters })
 }

@@ -1,4 +1,4 @@
-//! Today's date, for the system message.
+//! Dates: today's, for the system message, and points in time.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -10,6 +10,12 @@ pub(crate) fn unix_seconds() -> u64 {
 /// The current date in UTC, as `YYYY-MM-DD`.
 pub(crate) fn today() -> String {
     civil_date(unix_seconds() / 86_400)
+}
+
+/// A point in time, in seconds since 1970, as `YYYY-MM-DDTHH:MM:SSZ`.
+pub(crate) fn rfc3339(seconds: u64) -> String {
+    let (date, of_day) = (civil_date(seconds / 86_400), seconds % 86_400);
+    format!("{date}T{:02}:{:02}:{:02}Z", of_day / 3_600, of_day / 60 % 60, of_day % 60)
 }
 
 /// The Gregorian date `days` after 1970-01-01, as `YYYY-MM-DD`.
@@ -71,5 +77,10 @@ mod tests {
                 _ => (year, month, day + 1),
             };
         }
+    }
+
+    #[test]
+    fn points_in_time() {
+        assert_eq!(rfc3339(1_700_000_000), "2023-11-14T22:13:20Z");
     }
 }

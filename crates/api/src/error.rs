@@ -16,11 +16,20 @@ pub struct ApiError {
     param: Option<String>,
     message: String,
     retry_after_s: Option<u32>,
+    overflow: Option<Overflow>,
+}
+
+/// The figures of a request that does not fit the context, in tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Overflow {
+    pub prompt: usize,
+    pub output: u32,
+    pub context: u32,
 }
 
 impl ApiError {
     fn new(status: StatusCode, kind: &'static str, code: Option<&'static str>, message: impl Into<String>) -> Self {
-        Self { status, kind, code, param: None, message: message.into(), retry_after_s: None }
+        Self { status, kind, code, param: None, message: message.into(), retry_after_s: None, overflow: None }
     }
 
     fn invalid_request(status: StatusCode, code: Option<&'static str>, message: impl Into<String>) -> Self {
@@ -69,13 +78,28 @@ impl ApiError {
              {output} to generate. Please shorten the prompt or ask for fewer tokens.",
             prompt as u64 + u64::from(output)
         );
-        Self::invalid_request(StatusCode::BAD_REQUEST, Some("context_length_exceeded"), message).with_param(param)
+        let error = Self::invalid_request(StatusCode::BAD_REQUEST, Some("context_length_exceeded"), message);
+        Self { overflow: Some(Overflow { prompt, output, context }), ..error }.with_param(param)
     }
 
     /// 404: no such model is served.
     pub(crate) fn model_not_found(name: &str, served: &str) -> Self {
         let message = format!("the model '{name}' does not exist; this server has '{served}'");
         Self::invalid_request(StatusCode::NOT_FOUND, Some("model_not_found"), message).with_param("model")
+    }
+
+    /// 400: the response that a request goes on from is not stored, or no longer.
+    pub(crate) fn previous_response_not_found(id: &str) -> Self {
+        let message =
+            format!("the previous response '{id}' is not stored here, or no longer; send the whole conversation");
+        let error = Self::invalid_request(StatusCode::BAD_REQUEST, Some("previous_response_not_found"), message);
+        error.with_param("previous_response_id")
+    }
+
+    /// 404: no such response is stored.
+    pub(crate) fn response_not_found(id: &str) -> Self {
+        let message = format!("response with id '{id}' not found: it was not stored, or is no longer");
+        Self::invalid_request(StatusCode::NOT_FOUND, Some("response_not_found"), message).with_param("response_id")
     }
 
     /// 404: no such route.
@@ -150,9 +174,39 @@ impl ApiError {
         Self { param: Some(param.into()), ..self }
     }
 
+    /// The same error, for protocols that call the field `from` something else.
+    pub(crate) fn renamed(self, from: &str, to: &str) -> Self {
+        match &self.param {
+            Some(param) if param == from => {
+                let message = self.message.replace(&format!("'{from}'"), &format!("'{to}'"));
+                Self { param: Some(to.to_string()), message, ..self }
+            }
+            _ => self,
+        }
+    }
+
+    /// The same error of a value that was read on its own, and whose place is `path`.
+    pub(crate) fn below(self, path: &str) -> Self {
+        let param = match &self.param {
+            Some(param) => format!("{path}.{param}"),
+            None => return self.with_param(path),
+        };
+        self.with_param(param)
+    }
+
     /// The HTTP status.
     pub fn status(&self) -> StatusCode {
         self.status
+    }
+
+    /// What is wrong, in a sentence.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// The figures, where the context is too small.
+    pub(crate) fn overflow(&self) -> Option<Overflow> {
+        self.overflow
     }
 
     /// The error code.
@@ -180,11 +234,13 @@ impl From<SubmitError> for ApiError {
 }
 
 impl IntoResponse for ApiError {
+    /// In OpenAI's shape; the error itself goes along, for routes of other protocols to say it in theirs.
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.body())).into_response();
         if let Some(seconds) = self.retry_after_s {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
+        response.extensions_mut().insert(self);
         response
     }
 }

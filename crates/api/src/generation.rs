@@ -26,7 +26,7 @@ pub(crate) struct Generation {
     arrived: std::time::Instant,
     deadline: Instant,
     /// Makes a choice's request when its turn comes: prompts are long.
-    request: Box<dyn Fn(usize) -> Request + Send>,
+    request: Box<dyn Fn(usize) -> Request + Send + Sync>,
     /// Choices not yet submitted.
     pending: Range<usize>,
     running: HashMap<usize, Running>,
@@ -50,7 +50,7 @@ impl Generation {
         served: &Arc<Served>,
         arrived: std::time::Instant,
         choices: usize,
-        request: impl Fn(usize) -> Request + Send + 'static,
+        request: impl Fn(usize) -> Request + Send + Sync + 'static,
     ) -> Result<Self, ApiError> {
         let settings = state.settings();
         let at_once = settings.choices_at_once.clamp(1, choices.max(1));

@@ -5,6 +5,7 @@
 //! whole or as events (`sse`). Nothing that a client sends is answered with a 5xx, and every wait and
 //! every buffer has a limit in [`ApiSettings`].
 
+mod anthropic;
 mod blocking;
 mod body;
 mod chat;
@@ -24,15 +25,20 @@ mod metrics;
 mod models;
 mod params;
 mod probes;
+mod protocol;
 mod replay;
+mod reply;
 mod request_log;
+mod responses;
 mod router;
+mod sealed;
 mod serve;
 mod served_model;
 mod settings;
 mod sse;
 mod state;
 mod tokenize;
+mod turn;
 mod usage;
 mod write_deadline;
 

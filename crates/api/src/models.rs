@@ -3,14 +3,19 @@
 use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
+use axum::http::HeaderMap;
 use serde_json::{Value, json};
 
+use crate::anthropic;
 use crate::error::ApiError;
 use crate::served_model::ServedModel;
 use crate::state::ApiState;
 
-/// Lists the model under each of its names.
-pub(crate) async fn list(State(state): State<ApiState>) -> Result<Json<Value>, ApiError> {
+/// Lists the model under each of its names, to clients of Anthropic's protocol in their way.
+pub(crate) async fn list(state: State<ApiState>, headers: HeaderMap) -> Result<Json<Value>, ApiError> {
+    if anthropic::models::is_asked_for(&headers) {
+        return anthropic::models::list(state).await;
+    }
     let served = state.served()?;
     let model = &served.model;
     let models: Vec<Value> = model.names().iter().map(|name| entry(model, name)).collect();
@@ -19,9 +24,13 @@ pub(crate) async fn list(State(state): State<ApiState>) -> Result<Json<Value>, A
 
 /// The model of that name.
 pub(crate) async fn one(
-    State(state): State<ApiState>,
+    state: State<ApiState>,
+    headers: HeaderMap,
     name: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, ApiError> {
+    if anthropic::models::is_asked_for(&headers) {
+        return anthropic::models::one(state, name).await;
+    }
     let Path(name) = name.map_err(|error| ApiError::invalid_value("model", error.body_text()))?;
     let served = state.served()?;
     let model = &served.model;

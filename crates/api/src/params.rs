@@ -101,7 +101,8 @@ impl Params {
 }
 
 impl SamplingFields {
-    fn check(self, model: &ModelInfo, settings: &ApiSettings) -> Result<Params, ApiError> {
+    /// Checks the fields. `model` bounds token ids and counts.
+    pub(crate) fn check(self, model: &ModelInfo, settings: &ApiSettings) -> Result<Params, ApiError> {
         let context = i64::from(model.context);
         let (param, max) = match (self.max_completion_tokens, self.max_tokens) {
             (Some(max), _) => ("max_completion_tokens", Some(max)),

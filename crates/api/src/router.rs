@@ -2,17 +2,20 @@
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{HeaderName, HeaderValue, Method, Uri};
+use axum::http::{HeaderName, HeaderValue, Method, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, head, post};
 use tracing::Instrument;
 
 use crate::error::ApiError;
+use crate::protocol::Protocol;
 use crate::state::ApiState;
-use crate::{chat, completions, ids, models, probes, tokenize};
+use crate::{anthropic, chat, completions, ids, models, probes, responses, tokenize};
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The same in Anthropic's protocol.
+const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 /// The longest request id that is taken over from a client.
 const REQUEST_ID_BYTES_MAX: usize = 128;
 
@@ -27,12 +30,15 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/completions", post(completions::create))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
+        .route("/", head(async || ()))
         .route("/health", get(probes::health))
         .route("/ready", get(probes::ready))
         .route("/metrics", get(probes::metrics))
         .route("/version", get(probes::version))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
+        .merge(anthropic::routes())
+        .merge(responses::routes())
         .fallback(unknown_route)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn_with_state(state.clone(), around))
@@ -47,7 +53,7 @@ async fn around(State(state): State<ApiState>, mut request: Request, next: Next)
     let span = tracing::info_span!("request", id = echoed.to_str().unwrap_or(&name));
     request.extensions_mut().insert(RequestName(name));
     let (method, path) = (request.method().clone(), request.uri().path().to_string());
-    let mut response = next.run(request).instrument(span.clone()).await;
+    let mut response = in_protocol(Protocol::of_path(&path), &echoed, next.run(request).instrument(span.clone()).await);
     let status = response.status().as_u16();
     state.metrics().count_response(status);
     span.in_scope(|| match status {
@@ -57,6 +63,19 @@ async fn around(State(state): State<ApiState>, mut request: Request, next: Next)
     });
     response.headers_mut().insert(X_REQUEST_ID, echoed);
     response
+}
+
+/// Gives a response what its protocol wants of every response: errors in its own shape, and its own name for the
+/// request's id.
+fn in_protocol(protocol: Protocol, id: &HeaderValue, mut response: Response) -> Response {
+    if protocol == Protocol::Anthropic {
+        response.headers_mut().insert(REQUEST_ID, id.clone());
+    }
+    let Some(error) = response.extensions().get::<ApiError>() else { return response };
+    let body = protocol.error_body(error, id.to_str().ok()).to_string();
+    let (mut parts, _) = response.into_parts();
+    parts.headers.remove(header::CONTENT_LENGTH);
+    Response::from_parts(parts, body.into())
 }
 
 fn is_plain(id: &HeaderValue) -> bool {

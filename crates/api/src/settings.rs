@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tandem_harmony::Effort;
+
 /// Settings of the HTTP edge. Every wait has a limit here, and so has everything that grows with what clients send.
 #[derive(Clone, Debug)]
 pub struct ApiSettings {
@@ -35,6 +37,14 @@ pub struct ApiSettings {
     pub replay_replies_max: usize,
     /// Tokens remembered for that, over all replies.
     pub replay_tokens_max: usize,
+    /// Responses of `/v1/responses` that are stored.
+    pub stored_responses_max: usize,
+    /// Bytes of these and of their conversations.
+    pub stored_response_bytes_max: usize,
+    /// How long they are stored.
+    pub stored_response_age_max: Duration,
+    /// The most that the model thinks, whatever a request asks for.
+    pub effort_max: Effort,
     /// The date in the system message, `YYYY-MM-DD`, instead of today's in UTC.
     pub date: Option<String>,
 }
@@ -57,6 +67,10 @@ impl Default for ApiSettings {
             pending_updates_max: 1024,
             replay_replies_max: 1024,
             replay_tokens_max: 1 << 20,
+            stored_responses_max: 1024,
+            stored_response_bytes_max: 64 << 20,
+            stored_response_age_max: Duration::from_secs(24 * 3600),
+            effort_max: Effort::High,
             date: None,
         }
     }

@@ -1,4 +1,4 @@
-//! Server-sent events: a task writes them, the connection reads them.
+//! Streams: a task writes events, the connection reads them.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -12,15 +12,15 @@ use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
 use hyper::body::Frame;
 use serde::Serialize;
+use serde_json::Value;
 use tokio::sync::mpsc;
 use tracing::Instrument;
 
 use crate::error::ApiError;
+use crate::protocol::Protocol;
 
 /// Events that wait for the connection; behind them the writer waits.
 const EVENTS_MAX: usize = 16;
-const KEEP_ALIVE: &[u8] = b": keep-alive\n\n";
-const DONE: &[u8] = b"data: [DONE]\n\n";
 
 /// Where a stream's events go.
 pub(crate) struct EventSender(mpsc::Sender<Bytes>);
@@ -56,26 +56,32 @@ impl EventSender {
         // What is sent are our own types, whose maps have string keys: they always serialise.
         serde_json::to_writer(&mut event, data).map_err(|_| Disconnected)?;
         event.extend_from_slice(b"\n\n");
-        self.0.send(event.into()).await.map_err(|_| Disconnected)
+        self.send_bytes(event.into()).await
     }
 
-    async fn send_raw(&self, bytes: &'static [u8]) -> Result<(), Disconnected> {
-        self.0.send(Bytes::from_static(bytes)).await.map_err(|_| Disconnected)
+    /// Sends one event with a name, which is also the `type` in its `data`.
+    pub(crate) async fn send_named(&self, data: &Value) -> Result<(), Disconnected> {
+        let name = data["type"].as_str().unwrap_or_default();
+        self.send_bytes(format!("event: {name}\ndata: {data}\n\n").into()).await
+    }
+
+    async fn send_bytes(&self, bytes: Bytes) -> Result<(), Disconnected> {
+        self.0.send(bytes).await.map_err(|_| Disconnected)
     }
 }
 
-/// A response whose events `write` sends. It ends with `[DONE]`, or with one error event where `write` failed. A client
-/// that leaves ends `write` at once.
-pub(crate) fn response<W, F>(keep_alive: Duration, write: W) -> Response
+/// A response whose events `write` sends. It ends as the protocol has it, with one error event where `write` failed. A
+/// client that leaves ends `write` at once.
+pub(crate) fn response<W, F>(protocol: Protocol, keep_alive: Duration, write: W) -> Response
 where
     W: FnOnce(EventSender) -> F,
     F: Future<Output = Result<(), Broken>> + Send + 'static,
 {
     let (sender, events) = mpsc::channel(EVENTS_MAX);
     let writing = write(EventSender(sender.clone()));
-    tokio::spawn(drive(writing, EventSender(sender), keep_alive).in_current_span());
+    tokio::spawn(drive(protocol, writing, EventSender(sender), keep_alive).in_current_span());
     let headers = [
-        (header::CONTENT_TYPE, "text/event-stream"),
+        (header::CONTENT_TYPE, protocol.stream_type()),
         (header::CACHE_CONTROL, "no-cache"),
         // nginx would collect the stream before passing it on.
         (header::HeaderName::from_static("x-accel-buffering"), "no"),
@@ -83,7 +89,12 @@ where
     (headers, Body::new(EventBody(events).boxed_unsync())).into_response()
 }
 
-async fn drive(writing: impl Future<Output = Result<(), Broken>>, sender: EventSender, keep_alive: Duration) {
+async fn drive(
+    protocol: Protocol,
+    writing: impl Future<Output = Result<(), Broken>>,
+    sender: EventSender,
+    keep_alive: Duration,
+) {
     let mut writing = std::pin::pin!(writing);
     let ended = loop {
         tokio::select! {
@@ -91,16 +102,22 @@ async fn drive(writing: impl Future<Output = Result<(), Broken>>, sender: EventS
             ended = &mut writing => break ended,
             () = sender.0.closed() => return,
             () = tokio::time::sleep(keep_alive) => {
-                // A full channel means that the connection has something to send anyway.
-                let _ = sender.0.try_send(Bytes::from_static(KEEP_ALIVE));
+                if let Some(comment) = protocol.keep_alive() {
+                    // A full channel means that the connection has something to send anyway.
+                    let _ = sender.0.try_send(comment);
+                }
             }
         }
     };
-    let _ = match ended {
-        Ok(()) => sender.send_raw(DONE).await,
-        Err(Broken::Failed(error)) => sender.send(&error.body()).await,
-        Err(Broken::Disconnected) => Ok(()),
+    let last = match ended {
+        Ok(()) => protocol.done(),
+        Err(Broken::Failed(error)) => Some(protocol.last_words(&error)),
+        Err(Broken::Disconnected) => None,
     };
+    if let Some(last) = last {
+        // Whoever has left by now needs no farewell.
+        let _ = sender.send_bytes(last).await;
+    }
 }
 
 /// The events as a response body; dropping it is how the connection says that the client is gone.

@@ -9,6 +9,7 @@ use crate::date;
 use crate::error::ApiError;
 use crate::metrics::Metrics;
 use crate::replay::Replay;
+use crate::responses::ResponseStore;
 use crate::served_model::ServedModel;
 use crate::settings::{ApiSettings, ModelInfo};
 
@@ -21,6 +22,7 @@ struct Shared {
     served: OnceLock<Arc<Served>>,
     metrics: Arc<Metrics>,
     replay: Mutex<Replay>,
+    responses: Mutex<ResponseStore>,
     ending: watch::Sender<bool>,
 }
 
@@ -38,9 +40,15 @@ impl ApiState {
     /// A state without a model, and the flag that gives it one.
     pub fn new(settings: ApiSettings) -> (Self, ReadyFlag) {
         let replay = Mutex::new(Replay::new(settings.replay_replies_max, settings.replay_tokens_max));
+        let responses = ResponseStore::new(
+            settings.stored_responses_max,
+            settings.stored_response_bytes_max,
+            settings.stored_response_age_max,
+        );
         let (ending, _) = watch::channel(false);
         let served = OnceLock::new();
-        let shared = Arc::new(Shared { settings, served, metrics: Arc::new(Metrics::new()), replay, ending });
+        let (metrics, responses) = (Arc::new(Metrics::new()), Mutex::new(responses));
+        let shared = Arc::new(Shared { settings, served, metrics, replay, responses, ending });
         (Self(shared.clone()), ReadyFlag(shared))
     }
 
@@ -67,6 +75,12 @@ impl ApiState {
     pub(crate) fn replay(&self) -> std::sync::MutexGuard<'_, Replay> {
         // A map of token ids stays usable whatever happened to whoever held it.
         self.0.replay.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Responses that may be asked for again.
+    pub(crate) fn responses(&self) -> std::sync::MutexGuard<'_, ResponseStore> {
+        // A map of texts stays usable whatever happened to whoever held it.
+        self.0.responses.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// The date for the system message.

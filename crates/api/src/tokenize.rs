@@ -13,6 +13,7 @@ use crate::error::ApiError;
 use crate::logprobs::token_text;
 use crate::params::check_tokens;
 use crate::state::ApiState;
+use crate::turn::check_vocabulary;
 
 /// What to tokenize: `prompt`, as `/v1/completions` reads it, or the `messages` of a chat completion request.
 #[derive(Deserialize)]
@@ -35,7 +36,7 @@ pub(crate) async fn tokenize(State(state): State<ApiState>, request: Request) ->
     blocking(move || {
         served.model.check_request(&body)?;
         let fields: TokenizeFields = body::typed(&body)?;
-        chat_request::check_vocabulary(&served.model)?;
+        check_vocabulary(&served.model)?;
         let tokens = match (fields.prompt, fields.messages) {
             (Some(prompt), None) => Tokenizer::shared().encode_with_special(&prompt),
             (None, Some(_)) => chat_request::prompt(&body, &state, &served.model)?,

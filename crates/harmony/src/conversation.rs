@@ -84,7 +84,7 @@ pub struct ToolCall {
 }
 
 /// How long the model should think before it answers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Effort {
     /// `Reasoning: low`.
     Low,

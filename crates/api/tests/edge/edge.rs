@@ -165,6 +165,24 @@ impl Answer {
     }
 }
 
+impl Answer {
+    /// The events of a stream that have names, each of which must be the event's `type`. Comments are left out.
+    pub fn named_events(&self) -> Vec<Value> {
+        assert_eq!(self.status, 200, "{}", self.text());
+        assert_eq!(self.headers["content-type"], "text/event-stream");
+        assert!(self.text().ends_with("\n\n"), "{}", self.text());
+        let events = self.text().trim_end().split("\n\n").filter(|event| !event.starts_with(':'));
+        let read = |event: &str| {
+            let (name, data) =
+                event.strip_prefix("event: ").and_then(|event| event.split_once("\ndata: ")).expect(event);
+            let data: Value = serde_json::from_str(data).expect(data);
+            assert_eq!(data["type"], name);
+            data
+        };
+        events.map(read).collect()
+    }
+}
+
 pub fn chat_request(said: &str, mut request: Value) -> Value {
     if request["messages"].is_null() {
         request["messages"] = json!([{"role": "user", "content": said}]);

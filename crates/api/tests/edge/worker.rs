@@ -25,8 +25,15 @@ pub struct Script {
 }
 
 struct Line {
-    cue: Vec<u32>,
+    cue: Cue,
     reply: Vec<u32>,
+}
+
+enum Cue {
+    /// What the reply follows immediately.
+    Ends(Vec<u32>),
+    /// What the prompt holds anywhere.
+    Holds(String),
 }
 
 impl Script {
@@ -41,22 +48,35 @@ impl Script {
         let mut cue = vec![special::MESSAGE];
         cue.extend(Tokenizer::shared().encode(said));
         cue.extend(Tokenizer::shared().encode_with_special("<|end|><|start|>assistant"));
-        self.lines.lock().unwrap().push(Line { cue, reply });
+        self.tokens(cue, reply);
+    }
+
+    /// To a prompt that holds `seen` anywhere the model writes `reply`. The first such line that fits counts.
+    pub fn seen(&self, seen: &str, reply: &str) {
+        let reply = Tokenizer::shared().encode_with_special(reply);
+        self.lines.lock().unwrap().push(Line { cue: Cue::Holds(seen.to_string()), reply });
     }
 
     /// After these tokens the model writes those.
     pub fn tokens(&self, cue: Vec<u32>, reply: Vec<u32>) {
-        self.lines.lock().unwrap().push(Line { cue, reply });
+        self.lines.lock().unwrap().push(Line { cue: Cue::Ends(cue), reply });
     }
 
-    /// The next token of the reply to the last cue in `sequence`; `<|return|>` after its end or without a cue.
-    fn next(&self, sequence: &[u32]) -> u32 {
+    /// The next token of the reply to the last cue in `sequence`, of which the last `generated` tokens are the model's;
+    /// `<|return|>` after the reply's end or without a cue.
+    fn next(&self, sequence: &[u32], generated: u32) -> u32 {
         let lines = self.lines.lock().unwrap();
-        let ends = |line: &Line| {
-            let starts = 0..=sequence.len().checked_sub(line.cue.len())?;
-            Some(starts.rev().find(|&at| sequence[at..].starts_with(&line.cue))? + line.cue.len())
+        let prompt_len = sequence.len() - generated as usize;
+        let prompt = std::cell::LazyCell::new(|| Tokenizer::shared().decode(&sequence[..prompt_len]));
+        let ends = |line: &Line| match &line.cue {
+            Cue::Ends(cue) => {
+                let starts = 0..=sequence.len().checked_sub(cue.len())?;
+                Some(starts.rev().find(|&at| sequence[at..].starts_with(cue))? + cue.len())
+            }
+            Cue::Holds(seen) => prompt.contains(seen).then_some(prompt_len),
         };
-        let last = lines.iter().filter_map(|line| Some((ends(line)?, line))).max_by_key(|(end, _)| *end);
+        // Of several that end in one place the first.
+        let last = lines.iter().rev().filter_map(|line| Some((ends(line)?, line))).max_by_key(|(end, _)| *end);
         last.and_then(|(end, line)| line.reply.get(sequence.len() - end).copied()).unwrap_or(special::RETURN)
     }
 }
@@ -105,7 +125,7 @@ impl RecitingWorker {
             let end = row.position + tokens.len() as u32;
             let sequence: Vec<u32> =
                 (0..end).map(|at| self.blocks[slot.table[&(at / size)] as usize][(at % size) as usize]).collect();
-            let mut token = self.script.next(&sequence);
+            let mut token = self.script.next(&sequence, slot.generated);
             if slot.sampling.suppress.contains(&token) && slot.generated < slot.sampling.suppress_until {
                 token = Tokenizer::shared().encode(" more")[0];
             }
