@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use tandem_backend::cpu::{CpuBackend, CpuOptions, Isa, read_bandwidth as cpu_read_bandwidth};
 use tandem_backend::{Backend, DenseFormat, KvFormat, Precision};
 use tandem_engine::{Engine, EngineSettings};
-use tandem_harmony::Tokenizer;
+use tandem_grammar::Masks;
 use tandem_model::memory::{MemoryPlan, MemoryRequest, available_memory, bytes_per_token, plan_memory};
 use tandem_model::{
     Checkpoint, Config, Counted, Formats, LocalWorker, Model, Runner, Synthetic, SyntheticKind, WeightStore,
@@ -26,6 +26,8 @@ const SPARE_SHARE: u64 = 10;
 const SPARE_BYTES_MAX: u64 = 8 << 30;
 /// How long a step may take: a prefill chunk of the largest model on a slow CPU takes minutes.
 const STEP_TIMEOUT: Duration = Duration::from_secs(900);
+/// Threads that compute grammar masks. A mask takes a fraction of a step, so few serve many streams.
+const MASK_THREADS: usize = 2;
 /// How often loading tells how far it is, on a terminal and in a log.
 const TERMINAL_INTERVAL: Duration = Duration::from_millis(200);
 const LOG_INTERVAL: Duration = Duration::from_secs(5);
@@ -75,7 +77,7 @@ pub fn load(args: &ModelArgs, progress: Progress) -> Result<Loaded> {
     info!("device: {device}{}", chosen(args.device));
     let formats = Formats { dense: numbers.dense, kv: numbers.kv };
     // The first request should not pay for reading the vocabulary.
-    let tokenizer = std::thread::spawn(|| drop(Tokenizer::shared().encode("")));
+    let tokenizer = std::thread::spawn(tandem_grammar::warm_up);
     let model = with_progress(source.store.as_ref(), progress, |store| {
         Ok(Model::load(backend, store, formats, plan.capacity)?)
     })?;
@@ -83,7 +85,9 @@ pub fn load(args: &ModelArgs, progress: Progress) -> Result<Loaded> {
         bail!("reading the tokenizer's vocabulary failed");
     }
     info!("loaded in {:.1} s", started.elapsed().as_secs_f64());
-    let worker = LocalWorker::start(Runner::new(model)).context("starting the worker")?;
+    let masks = Masks::start(MASK_THREADS).context("starting the threads that compute grammar masks")?;
+    let runner = Runner::new(model).with_masker(Box::new(masks));
+    let worker = LocalWorker::start(runner).context("starting the worker")?;
     let settings = EngineSettings {
         max_queue: args.max_queue as usize,
         prefill_chunk: args.prefill_chunk,
