@@ -17,10 +17,11 @@ import sys
 
 # Which of our crates each may use. The order is the layering, top first: an arrow that pointed up would be a cycle.
 ARROWS = {
-    "cli": {"api", "cluster", "engine", "harmony", "model", "backend", "backend-cuda", "link", "step", "client"},
-    "api": {"engine", "harmony", "step"},
+    "cli": {"api", "cluster", "engine", "grammar", "harmony", "model", "backend", "backend-cuda", "link", "step", "client"},
+    "api": {"engine", "grammar", "harmony", "step"},
     "cluster": {"engine", "model", "link", "step"},
     "engine": {"step"},
+    "grammar": {"harmony", "step"},
     "harmony": set(),
     "model": {"backend", "link", "step"},
     "backend-cuda": {"backend"},
@@ -42,7 +43,7 @@ STRANGERS = [
 ]
 
 # Threads, not tasks: a step must never wait for an executor.
-SYNCHRONOUS = ["engine", "model", "backend", "step"]
+SYNCHRONOUS = ["engine", "grammar", "model", "backend", "step"]
 ASYNC_RUNTIMES = re.compile(r"^(tokio|futures|async|smol)(-|$)")
 
 # What may hide the word `async` without meaning it, in the order Rust would see it.

@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use crate::body;
 use crate::conversation::{self, MessageFields, ToolFields};
+use crate::demands::{self, Demand};
 use crate::error::ApiError;
 use crate::params::{self, Params};
 use crate::served_model::ServedModel;
@@ -31,8 +32,9 @@ struct TemplateFields {
     reasoning_effort: Option<String>,
 }
 
+/// The form of the answer, as typed by the client.
 #[derive(Debug, Deserialize)]
-struct FormatFields {
+pub(crate) struct FormatFields {
     #[serde(rename = "type")]
     kind: String,
     json_schema: Option<SchemaFields>,
@@ -51,22 +53,25 @@ pub(crate) fn plan(value: &Value, state: &ApiState, model: &ServedModel) -> Resu
     let params = Params::read(value, &model.info, state.settings())?;
     let fields: ChatFields = body::typed(value)?;
     let logprobs = logprobs(fields.logprobs, fields.top_logprobs)?;
-    turn(fields)?.plan(params, logprobs, state, model)
+    turn(fields, demands::guided(value)?)?.plan(params, logprobs, state, model)
 }
 
 /// The prompt of a request, whatever its length.
 pub(crate) fn prompt(value: &Value, state: &ApiState, model: &ServedModel) -> Result<Vec<u32>, ApiError> {
-    Ok(turn(body::typed(value)?)?.render(state, model)?.tokens)
+    Ok(turn(body::typed(value)?, None)?.render(state, model)?.tokens)
 }
 
-fn turn(fields: ChatFields) -> Result<Turn, ApiError> {
+fn turn(fields: ChatFields, guided: Option<Demand>) -> Result<Turn, ApiError> {
     if fields.functions.as_ref().is_some_and(|functions| !functions.is_null()) {
         return Err(ApiError::unsupported("functions", "'functions' is not supported; use 'tools'"));
     }
     let effort = fields.reasoning_effort.or(fields.chat_template_kwargs.and_then(|kwargs| kwargs.reasoning_effort));
+    let tools = fields.tools.unwrap_or_default();
     Ok(Turn {
+        strict: conversation::strict_tools(&tools),
+        guided,
         effort: conversation::effort("reasoning_effort", effort.as_deref())?,
-        tools: conversation::tools(fields.tools.unwrap_or_default())?,
+        tools: conversation::tools(tools)?,
         tool_choice: tool_choice(fields.tool_choice.as_ref())?,
         messages: conversation::messages(fields.messages)?,
         format: fields.response_format.map_or(Ok(None), response_format)?,
@@ -101,8 +106,12 @@ fn tool_choice(value: Option<&Value>) -> Result<ToolChoice, ApiError> {
                 Some(name) => Ok(ToolChoice::Named(name.to_string())),
                 None => Err(ApiError::missing("tool_choice.function.name")),
             },
+            Some("allowed_tools") => allowed_tools(&object["allowed_tools"]),
             other => {
-                let message = format!("'tool_choice.type' is '{}'; only 'function' is supported", other.unwrap_or(""));
+                let message = format!(
+                    "'tool_choice.type' is '{}'; only 'function' and 'allowed_tools' are supported",
+                    other.unwrap_or("")
+                );
                 Err(ApiError::unsupported("tool_choice.type", message))
             }
         },
@@ -113,15 +122,35 @@ fn tool_choice(value: Option<&Value>) -> Result<ToolChoice, ApiError> {
     }
 }
 
+/// A choice among some of the tools.
+fn allowed_tools(value: &Value) -> Result<ToolChoice, ApiError> {
+    let required = match value["mode"].as_str() {
+        Some("auto") => false,
+        Some("required") => true,
+        _ => {
+            let param = "tool_choice.allowed_tools.mode";
+            return Err(ApiError::invalid_value(param, format!("'{param}' must be 'auto' or 'required'")));
+        }
+    };
+    let tools = value["tools"].as_array().ok_or_else(|| ApiError::missing("tool_choice.allowed_tools.tools"))?;
+    let name = |(at, tool): (usize, &Value)| match tool["function"]["name"].as_str() {
+        Some(name) => Ok(name.to_string()),
+        None => Err(ApiError::missing(format!("tool_choice.allowed_tools.tools[{at}].function.name"))),
+    };
+    let names = tools.iter().enumerate().map(name).collect::<Result<_, _>>()?;
+    Ok(ToolChoice::Allowed { names, required })
+}
+
 /// The form that a response format demands; none for plain text.
-fn response_format(format: FormatFields) -> Result<Option<OutputFormat>, ApiError> {
+pub(crate) fn response_format(format: FormatFields) -> Result<Option<OutputFormat>, ApiError> {
     match format.kind.as_str() {
         "text" => Ok(None),
         "json_object" => Ok(Some(OutputFormat::json_object())),
         "json_schema" => {
             let fields = format.json_schema.ok_or_else(|| ApiError::missing("response_format.json_schema"))?;
-            let schema = conversation::schema("response_format.json_schema.schema", fields.schema)?;
-            Ok(Some(OutputFormat { name: fields.name, description: fields.description, schema }))
+            let param = "response_format.json_schema.schema";
+            let schema = conversation::schema(param, fields.schema)?;
+            Ok(Some(OutputFormat { name: fields.name, description: fields.description, schema, param }))
         }
         other => {
             let message =
@@ -147,7 +176,11 @@ mod tests {
         let param = |value: Value| read(value).unwrap_err().body()["error"]["param"].as_str().unwrap().to_string();
         assert_eq!(param(json!("maybe")), "tool_choice");
         assert_eq!(param(json!(1)), "tool_choice");
-        assert_eq!(param(json!({"type": "allowed_tools"})), "tool_choice.type");
+        let allowed = json!({"mode": "required", "tools": [{"type": "function", "function": {"name": "g"}}]});
+        let expected = ToolChoice::Allowed { names: vec!["g".into()], required: true };
+        assert_eq!(read(json!({"type": "allowed_tools", "allowed_tools": allowed})).unwrap(), expected);
+        assert_eq!(param(json!({"type": "allowed_tools"})), "tool_choice.allowed_tools.mode");
+        assert_eq!(param(json!({"type": "custom"})), "tool_choice.type");
         assert_eq!(param(json!({"type": "function"})), "tool_choice.function.name");
     }
 

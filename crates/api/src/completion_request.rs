@@ -3,8 +3,11 @@
 use serde::Deserialize;
 use serde_json::Value;
 use tandem_harmony::Tokenizer;
+use tandem_step::Constraint;
 
 use crate::body::{self, kind};
+use crate::chat_request::{FormatFields, response_format};
+use crate::demands::{self, Demand};
 use crate::error::ApiError;
 use crate::params::{self, Params, check_tokens};
 use crate::served_model::ServedModel;
@@ -23,6 +26,7 @@ struct CompletionFields {
     best_of: Option<i64>,
     suffix: Option<String>,
     skip_special_tokens: Option<bool>,
+    response_format: Option<FormatFields>,
 }
 
 /// A completion request, checked and tokenized.
@@ -38,6 +42,8 @@ pub(crate) struct CompletionPlan {
     pub logprobs: Option<u8>,
     /// Leave control tokens out of the generated text.
     pub skip_special_tokens: bool,
+    /// What the text must look like.
+    pub constraint: Option<Constraint>,
 }
 
 impl CompletionPlan {
@@ -84,7 +90,13 @@ pub(crate) fn plan(value: &Value, state: &ApiState, model: &ServedModel) -> Resu
     for prompt in &prompts {
         output_tokens = params.output_tokens("prompt", prompt.len(), model.info.context)?;
     }
+    let format = fields.response_format.map_or(Ok(None), response_format)?.map(|format| format.demand());
+    let demand = demands::at_most_one(format.into_iter().chain(demands::guided(value)?))?;
+    if demand.is_some() {
+        check_vocabulary(model)?;
+    }
     Ok(CompletionPlan {
+        constraint: demand.map(Demand::constraint).transpose()?,
         params,
         prompts,
         output_tokens,

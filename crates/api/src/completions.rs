@@ -52,6 +52,7 @@ fn engine_request(plan: &CompletionPlan, index: usize) -> tandem_engine::Request
         sampling: plan.params.sampling_of(index % plan.params.n, plan.logprobs),
         stop_tokens: plan.params.stop_tokens.clone(),
         prompt_logprobs: plan.logprobs.filter(|_| plan.scores_prompt()),
+        constraint: plan.constraint.clone(),
     }
 }
 

@@ -7,6 +7,7 @@ use serde_json::Value;
 use tandem_harmony::{Effort, Message, Tool, ToolCall};
 
 use crate::body::kind;
+use crate::demands::StrictTools;
 use crate::error::ApiError;
 
 /// A message as typed by the client.
@@ -45,6 +46,7 @@ struct FunctionFields {
     name: String,
     description: Option<String>,
     parameters: Option<Value>,
+    strict: Option<bool>,
 }
 
 /// The messages, each checked; tool results must answer a call before them.
@@ -79,6 +81,12 @@ pub(crate) fn tools(fields: Vec<ToolFields>) -> Result<Vec<Tool>, ApiError> {
             Ok(tool)
         })
         .collect()
+}
+
+/// The tools whose arguments must fit their schemas.
+pub(crate) fn strict_tools(fields: &[ToolFields]) -> StrictTools {
+    let strict = fields.iter().enumerate().filter(|(_, tool)| tool.function.strict == Some(true));
+    strict.map(|(at, tool)| (tool.function.name.clone(), format!("tools[{at}].function.parameters"))).collect()
 }
 
 /// The effort by its name, in the field `param`. The model has three; what goes beyond them on either side means the
@@ -168,7 +176,7 @@ fn tool(path: &str, fields: ToolFields) -> Result<Tool, ApiError> {
         let message = format!("'{path}.type' is '{other}'; this server offers tools of type 'function' only");
         return Err(ApiError::unsupported(format!("{path}.type"), message));
     }
-    let FunctionFields { name, description, parameters } = fields.function;
+    let FunctionFields { name, description, parameters, .. } = fields.function;
     let param = format!("{path}.function.parameters");
     let parameters = parameters.map_or(Ok(Value::Null), |parameters| schema(&param, Some(parameters)))?;
     let name = nonempty(format!("{path}.function.name"), name)?;

@@ -16,6 +16,7 @@ mod completion_request;
 mod completions;
 mod conversation;
 mod date;
+mod demands;
 mod error;
 mod generation;
 mod histogram;

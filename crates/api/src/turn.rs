@@ -6,8 +6,11 @@
 use std::collections::HashMap;
 
 use serde_json::Value;
+use tandem_grammar::Content;
 use tandem_harmony::{Conversation, Effort, Message, Rendered, Tokenizer, Tool, ToolNames, render};
+use tandem_step::Constraint;
 
+use crate::demands::{self, Demand, ReplyDemands, StrictTools};
 use crate::error::ApiError;
 use crate::params::Params;
 use crate::served_model::ServedModel;
@@ -22,6 +25,10 @@ pub(crate) struct Turn {
     pub effort: Effort,
     /// The form of the visible answer; `None` for plain text.
     pub format: Option<OutputFormat>,
+    /// What the answer must look like where the model is not told: the client's prompt does that.
+    pub guided: Option<Demand>,
+    /// The tools whose arguments must fit their schemas.
+    pub strict: StrictTools,
     /// The field that holds the conversation, for errors.
     pub param: &'static str,
 }
@@ -33,6 +40,11 @@ pub(crate) enum ToolChoice {
     Auto,
     Required,
     Named(String),
+    /// These tools alone may be called, though the model is told of all: the prompt stays the same, and cached.
+    Allowed {
+        names: Vec<String>,
+        required: bool,
+    },
 }
 
 /// A form that the answer must have.
@@ -42,6 +54,8 @@ pub(crate) struct OutputFormat {
     pub description: Option<String>,
     /// A JSON schema.
     pub schema: Value,
+    /// The field of the request that holds it.
+    pub param: &'static str,
 }
 
 /// A turn, checked and rendered.
@@ -56,6 +70,8 @@ pub(crate) struct TurnPlan {
     pub logprobs: Option<u8>,
     /// Most tokens to generate.
     pub output_tokens: u32,
+    /// What the reply must look like.
+    pub constraint: Option<Constraint>,
 }
 
 /// The prompt of a turn.
@@ -76,19 +92,29 @@ impl Turn {
         model: &ServedModel,
     ) -> Result<TurnPlan, ApiError> {
         let param = self.param;
+        let demands = self.demands(params.ignore_eos)?;
         let Prompt { tokens: prompt, forced, tool_names } = self.render(state, model)?;
         let output_tokens = params.output_tokens(param, prompt.len(), model.info.context)?;
         if output_tokens == 0 {
             return Err(ApiError::invalid_value("max_tokens", "'max_tokens' is 0; a reply needs at least one token"));
         }
-        Ok(TurnPlan { params, prompt, forced, tool_names, logprobs, output_tokens })
+        let constraint = demands.constraint(&tool_names, &forced)?;
+        Ok(TurnPlan { params, prompt, forced, tool_names, logprobs, output_tokens, constraint })
+    }
+
+    fn demands(&self, ignore_eos: bool) -> Result<ReplyDemands, ApiError> {
+        let format = self.format.as_ref().map(OutputFormat::demand);
+        let answer = demands::at_most_one(format.into_iter().chain(self.guided.clone()))?;
+        let tools = self.tools.iter().filter(|tool| self.tool_choice.allows(&tool.name)).cloned().collect();
+        let must_call = self.tool_choice.must_call();
+        Ok(ReplyDemands { answer, tools, strict: self.strict.clone(), must_call, ignore_eos })
     }
 
     /// The prompt, whatever its length.
     pub(crate) fn render(self, state: &ApiState, model: &ServedModel) -> Result<Prompt, ApiError> {
         check_vocabulary(model)?;
         self.tool_choice.check(&self.tools)?;
-        let Self { mut messages, tools, tool_choice, effort, format, param } = self;
+        let Self { mut messages, tools, tool_choice, effort, format, param, .. } = self;
         order_results(&mut messages);
         recall_tokens(&mut messages, state);
         if let Some(format) = format {
@@ -115,6 +141,7 @@ impl TurnPlan {
             sampling: self.params.sampling_of(index, self.logprobs),
             stop_tokens: self.params.stop_tokens.clone(),
             prompt_logprobs: None,
+            constraint: self.constraint.clone(),
         }
     }
 }
@@ -127,9 +154,30 @@ impl ToolChoice {
             Self::Named(name) if !tools.iter().any(|tool| tool.name == *name) => {
                 format!("'tool_choice' names '{name}', which is not among the 'tools'")
             }
+            Self::Allowed { names, .. } => {
+                match names.iter().find(|name| !tools.iter().any(|tool| tool.name == **name)) {
+                    Some(name) => format!("'tool_choice' allows '{name}', which is not among the 'tools'"),
+                    None if names.is_empty() => "'tool_choice' allows no tool at all; say 'none' instead".to_string(),
+                    None => return Ok(()),
+                }
+            }
             _ => return Ok(()),
         };
         Err(ApiError::invalid_value("tool_choice", fault))
+    }
+
+    /// Whether the model may call a tool.
+    fn allows(&self, tool: &str) -> bool {
+        match self {
+            Self::None => false,
+            Self::Auto | Self::Required => true,
+            Self::Named(name) => name == tool,
+            Self::Allowed { names, .. } => names.iter().any(|name| name == tool),
+        }
+    }
+
+    fn must_call(&self) -> bool {
+        matches!(self, Self::Required | Self::Named(_) | Self::Allowed { required: true, .. })
     }
 
     /// The header that makes a reply the call that is demanded; the model writes what follows. Where it may choose among
@@ -138,8 +186,13 @@ impl ToolChoice {
         let header = match (self, tools) {
             (Self::Named(name), _) => call_header(&names.model_name(name)),
             (Self::Required, [only]) => call_header(&names.model_name(&only.name)),
-            (Self::Required, _) => "<|channel|>commentary to=functions".to_string(),
-            (Self::None | Self::Auto, _) => return Vec::new(),
+            (Self::Allowed { names: allowed, required: true }, _) if allowed.len() == 1 => {
+                call_header(&names.model_name(&allowed[0]))
+            }
+            (Self::Required | Self::Allowed { required: true, .. }, _) => {
+                "<|channel|>commentary to=functions".to_string()
+            }
+            (Self::None | Self::Auto | Self::Allowed { required: false, .. }, _) => return Vec::new(),
         };
         Tokenizer::shared().encode_with_special(&header)
     }
@@ -152,12 +205,18 @@ impl OutputFormat {
             name: "json_object".to_string(),
             description: Some("The whole answer is one JSON object.".to_string()),
             schema: serde_json::json!({"type": "object"}),
+            param: "response_format",
         }
+    }
+
+    /// The same as a demand.
+    pub(crate) fn demand(&self) -> Demand {
+        Demand { content: Content::Json(self.schema.clone()), param: self.param.to_string() }
     }
 
     /// The section of the developer message that harmony prescribes.
     fn section(&self) -> String {
-        let Self { name, description, schema } = self;
+        let Self { name, description, schema, .. } = self;
         let lines = description.iter().flat_map(|text| text.lines());
         let comment: String = lines.map(|line| format!("// {line}\n")).collect();
         format!("# Response Formats\n\n## {name}\n\n{comment}{schema}")
@@ -242,7 +301,8 @@ mod tests {
     #[test]
     fn a_format_becomes_a_section_of_the_instructions() {
         let description = Some("A list\nof things".to_string());
-        let format = OutputFormat { name: "list".into(), description, schema: json!({"type": "array"}) };
+        let format =
+            OutputFormat { name: "list".into(), description, schema: json!({"type": "array"}), param: "format" };
         let expected = "# Response Formats\n\n## list\n\n// A list\n// of things\n{\"type\":\"array\"}";
         assert_eq!(format.section(), expected);
         let mut messages = vec![Message::System { text: "Be brief.".into() }];

@@ -121,6 +121,7 @@ fn request(engine: &Engine, args: &BenchArgs, seed: u32) -> Request {
         sampling: Sampling { seed: seed.into(), ..Sampling::default() },
         stop_tokens: Vec::new(),
         prompt_logprobs: None,
+        constraint: None,
     }
 }
 

@@ -10,7 +10,7 @@ use tandem_backend::cpu::{CpuBackend, CpuOptions, Isa, read_bandwidth as cpu_rea
 use tandem_backend::{Backend, DenseFormat, KvFormat, Precision};
 use tandem_backend_cuda::{self as cuda, CudaBackend, CudaOptions, Device as Gpu};
 use tandem_engine::{Engine, EngineSettings};
-use tandem_harmony::Tokenizer;
+use tandem_grammar::Masks;
 use tandem_model::memory::{MemoryPlan, MemoryRequest, available_memory, bytes_per_token, plan_memory};
 use tandem_model::{
     Checkpoint, Config, Counted, Formats, LocalWorker, Model, Runner, Synthetic, SyntheticKind, WeightStore,
@@ -28,6 +28,8 @@ const SPARE_SHARE: u64 = 10;
 const SPARE_BYTES_MAX: u64 = 8 << 30;
 /// How long a step may take: a prefill chunk of the largest model on a slow CPU takes minutes.
 const STEP_TIMEOUT: Duration = Duration::from_secs(900);
+/// Threads that compute grammar masks. A mask takes a fraction of a step, so few serve many streams.
+const MASK_THREADS: usize = 2;
 /// How often loading tells how far it is, on a terminal and in a log.
 const TERMINAL_INTERVAL: Duration = Duration::from_millis(200);
 const LOG_INTERVAL: Duration = Duration::from_secs(5);
@@ -75,7 +77,7 @@ pub fn load(args: &ModelArgs, progress: Progress) -> Result<Loaded> {
     announce_plan(&plan);
     let formats = Formats { dense: numbers.dense, kv: numbers.kv };
     // The first request should not pay for reading the vocabulary.
-    let tokenizer = std::thread::spawn(|| drop(Tokenizer::shared().encode("")));
+    let tokenizer = std::thread::spawn(tandem_grammar::warm_up);
     let loading = Loading { store: source.store.as_ref(), progress, formats, capacity: plan.capacity };
     let (worker, device) = match place {
         Place::Cpu => loading.start(CpuBackend::new(cpu_options(args, numbers.precision)?)?)?,
@@ -313,7 +315,9 @@ impl Loading<'_> {
         let model = with_progress(self.store, self.progress, |store| {
             Ok(Model::load(backend, store, self.formats, self.capacity)?)
         })?;
-        Ok((LocalWorker::start(Runner::new(model)).context("starting the worker")?, device))
+        let masks = Masks::start(MASK_THREADS).context("starting the threads that compute grammar masks")?;
+        let runner = Runner::new(model).with_masker(Box::new(masks));
+        Ok((LocalWorker::start(runner).context("starting the worker")?, device))
     }
 }
 

@@ -148,8 +148,13 @@ impl Scheduler {
         let Some(run) = record.run.as_mut().filter(|run| !run.announced) else { return };
         run.announced = true;
         let sampling = record.request.sampling.clone();
-        let history = if sampling.needs_history() { record.tokens.clone() } else { Vec::new() };
-        plan.starts.push(Start { slot: run.slot, sampling, history, generated });
+        let constraint = record.request.constraint.clone();
+        let history = match (sampling.needs_history(), &constraint) {
+            (true, _) => record.tokens.clone(),
+            (false, Some(_)) => record.tokens[record.prompt as usize..].to_vec(),
+            (false, None) => Vec::new(),
+        };
+        plan.starts.push(Start { slot: run.slot, sampling, history, generated, constraint });
         for copy in run.copies.drain(..) {
             self.store.release(copy.pool, copy.from);
             plan.copies.push(copy);

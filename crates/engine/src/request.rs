@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use tandem_step::{Capacity, Sampling, TokenLogprobs};
+use tandem_step::{Capacity, Constraint, Sampling, TokenLogprobs};
 
 /// Names a submitted request within one engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -20,6 +20,8 @@ pub struct Request {
     /// Score the prompt: report the log-probability of every prompt token but the first, with this many alternatives.
     /// Such a request reads nothing from the prefix cache.
     pub prompt_logprobs: Option<u8>,
+    /// What the output must look like. It wins over [`Sampling::suppress`] where the two leave no token.
+    pub constraint: Option<Constraint>,
 }
 
 impl Request {
@@ -79,7 +81,7 @@ pub enum FinishReason {
     Length,
     /// [`crate::Engine::abort`] was called, or its sink reported that nobody listens.
     Aborted,
-    /// The model failed, or the engine is shutting down.
+    /// The model failed, the request's constraint did, or the engine is shutting down.
     Failed(String),
 }
 

@@ -72,6 +72,9 @@ impl Scheduler {
             self.totals.prompt_tokens += u64::from(prompt_end.saturating_sub(row.start));
             self.store.publish(record, self.capacity.block_tokens, self.capacity.window, keep);
         }
+        if let Some(reason) = given.error {
+            return self.finish(row.id, FinishReason::Failed(reason), now);
+        }
         self.deliver(row, given, now);
         let ended = self.ledger.get(&row.id).and_then(|record| record.end_reached(end));
         if let Some(reason) = ended {

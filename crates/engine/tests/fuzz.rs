@@ -105,5 +105,6 @@ fn any_request(random: &mut Random, simulation: &Simulation) -> Request {
         sampling: Sampling { seed: random.next(), presence_penalty, logprobs, ..Sampling::default() },
         stop_tokens: random.tokens(stops, capacity.vocab),
         prompt_logprobs: random.chance(10).then_some(0),
+        constraint: None,
     }
 }

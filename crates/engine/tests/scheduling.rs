@@ -278,7 +278,7 @@ fn a_result_that_answers_another_plan_is_an_error() {
     scheduler.submit(RequestId(0), request(prompt(1, 6), 3), now).unwrap();
     let plan = scheduler.next_plan(now).unwrap();
     let answer = |rows| StepResult { epoch: plan.epoch, step: plan.step, rows, ..StepResult::default() };
-    let row = |slot, token| tandem_step::RowResult { slot, token, logprobs: None, scores: Vec::new() };
+    let row = |slot, token| tandem_step::RowResult { slot, token, logprobs: None, scores: Vec::new(), error: None };
     let slot = plan.rows[0].slot;
 
     let late = StepResult { step: 9, ..answer(vec![row(slot, Some(1))]) };

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use tandem_backend::{Backend, Batch, Sequence};
 use tandem_step::{
-    BlockAssignment, BlockCopy, Capacity, Input, Pool, Row, RowResult, Sampling, Start, StepPlan, StepResult,
+    BlockAssignment, BlockCopy, Capacity, Input, Masker, Pool, Row, RowResult, Sampling, Start, StepPlan, StepResult,
     StepTimings,
 };
 
@@ -15,6 +15,8 @@ use crate::sampler::{History, logprobs, sample};
 struct Slot {
     sampling: Sampling,
     history: History,
+    /// Whether the masker follows it.
+    constrained: bool,
     /// Tokens generated so far.
     generated: u32,
     /// The token sampled last, for [`Input::Sampled`].
@@ -27,6 +29,7 @@ impl Slot {
     fn new(start: Start) -> Self {
         Self {
             history: History::new(&start.history, start.generated as usize),
+            constrained: start.constraint.is_some(),
             sampling: start.sampling,
             generated: start.generated,
             sampled: None,
@@ -63,6 +66,8 @@ enum Want {
 pub struct Runner<B: Backend> {
     model: Model<B>,
     slots: Vec<Option<Slot>>,
+    /// Follows the constrained ones among them.
+    masker: Option<Box<dyn Masker>>,
     /// Epoch and step of the last plan.
     last: Option<(u64, u64)>,
 }
@@ -71,7 +76,12 @@ impl<B: Backend> Runner<B> {
     /// A runner with all slots free.
     pub fn new(model: Model<B>) -> Self {
         let slots = (0..model.capacity().max_streams).map(|_| None).collect();
-        Self { model, slots, last: None }
+        Self { model, slots, masker: None, last: None }
+    }
+
+    /// The same runner, able to run requests with a constraint.
+    pub fn with_masker(self, masker: Box<dyn Masker>) -> Self {
+        Self { masker: Some(masker), ..self }
     }
 
     /// Sizes of the model's pools.
@@ -113,12 +123,22 @@ impl<B: Backend> Runner<B> {
             if self.slots.get_mut(*slot as usize).and_then(Option::take).is_none() {
                 return bad(format!("slot {slot} ends but was not taken"));
             }
+            if let Some(masker) = &mut self.masker {
+                masker.end(*slot);
+            }
         }
         for start in &plan.starts {
             match self.slots.get_mut(start.slot as usize) {
                 Some(free @ None) => *free = Some(Slot::new(start.clone())),
                 Some(Some(_)) => return bad(format!("slot {} starts but is taken", start.slot)),
                 None => return bad(format!("slot {} does not exist", start.slot)),
+            }
+            if let Some(constraint) = &start.constraint {
+                let Some(masker) = &mut self.masker else {
+                    return bad(format!("slot {} has a constraint, and this worker follows none", start.slot));
+                };
+                let output = start.history.len().saturating_sub(start.generated as usize);
+                masker.begin(start.slot, constraint, &start.history[output..]);
             }
         }
         Ok(())
@@ -191,13 +211,15 @@ impl<B: Backend> Runner<B> {
     fn choose(&mut self, plan: &StepPlan, tokens: &[u32]) -> Result<Vec<RowResult>, ModelError> {
         let (rows, wants) = wanted(plan, tokens.len())?;
         let mut results: Vec<RowResult> = plan.rows.iter().map(|row| RowResult::empty(row.slot)).collect();
-        let slots = &mut self.slots;
+        let (slots, masker) = (&mut self.slots, &mut self.masker);
         self.model.logits(&rows, |i, logits| match wants[i] {
             Want::Score { row, target, top } => results[row].scores.push(logprobs(logits, target, top)),
             Want::Token(row) => {
                 let next = plan.rows[row].position + plan.rows[row].input.len() as u32;
-                if let Some(slot) = slots[plan.rows[row].slot as usize].as_mut() {
-                    slot.choose(logits, next, &mut results[row]);
+                let index = plan.rows[row].slot;
+                if let Some(slot) = slots[index as usize].as_mut() {
+                    let masker = masker.as_mut().filter(|_| slot.constrained);
+                    slot.choose(logits, next, masker.map(|masker| (masker, index)), &mut results[row]);
                 }
             }
         })?;
@@ -215,11 +237,28 @@ impl<B: Backend> Runner<B> {
 }
 
 impl Slot {
-    /// Samples the token at `position` from `logits`.
-    fn choose(&mut self, logits: &mut [f32], position: u32, result: &mut RowResult) {
+    /// Samples the token at `position` from `logits`, as far as the masker allows, which knows the slot by a number.
+    fn choose(
+        &mut self,
+        logits: &mut [f32],
+        position: u32,
+        masker: Option<(&mut Box<dyn Masker>, u32)>,
+        result: &mut RowResult,
+    ) {
+        let (mask, masker) = match masker {
+            Some((masker, slot)) => (Some(masker.mask(slot)), Some((masker, slot))),
+            None => (None, None),
+        };
+        let mask = mask.transpose().unwrap_or_else(|reason| {
+            result.error = Some(reason);
+            None
+        });
         // Log-probabilities are the model's own, so a copy is kept where sampling is about to change the logits.
         let own = self.sampling.logprobs.map(|top| (top, logits.to_vec()));
-        let token = sample(logits, &self.sampling, &self.history, self.generated, position);
+        let token = sample(logits, mask.as_deref(), &self.sampling, &self.history, self.generated, position);
+        if let (Some((masker, slot)), true) = (masker, mask.is_some()) {
+            masker.push(slot, token);
+        }
         result.token = Some(token);
         result.logprobs = own.map(|(top, own)| logprobs(&own, token, top));
         self.sampled = Some(token);

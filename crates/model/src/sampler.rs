@@ -33,10 +33,24 @@ impl History {
 
 /// Chooses the token at `position` from `logits`, which are changed on the way. `generated` tokens came before it.
 ///
-/// Order: penalties, bias, suppression, temperature, min_p, top_k, top_p, draw.
-pub fn sample(logits: &mut [f32], sampling: &Sampling, history: &History, generated: u32, position: u32) -> u32 {
+/// Order: mask, penalties, bias, suppression, temperature, min_p, top_k, top_p, draw. `mask`, where given, leaves at
+/// least one token, and suppression takes none away if it would take all.
+pub fn sample(
+    logits: &mut [f32],
+    mask: Option<&[u32]>,
+    sampling: &Sampling,
+    history: &History,
+    generated: u32,
+    position: u32,
+) -> u32 {
+    if let Some(mask) = mask {
+        apply_mask(logits, mask);
+    }
     penalise(logits, sampling, history);
-    bias(logits, sampling, generated);
+    bias(logits, sampling);
+    if generated < sampling.suppress_until && mask.is_none_or(|mask| leaves_any(mask, &sampling.suppress)) {
+        suppress(logits, &sampling.suppress);
+    }
     if sampling.temperature <= 0.0 || sampling.top_k == 1 {
         return argmax(logits);
     }
@@ -57,6 +71,32 @@ pub fn logprobs(logits: &[f32], token: u32, top: u8) -> TokenLogprobs {
     TokenLogprobs { token, logprob: logprob(token), top }
 }
 
+/// Takes away the tokens whose bit in `mask` is not set: one bit per token id, 32 to a word, lowest bit first.
+pub fn apply_mask(logits: &mut [f32], mask: &[u32]) {
+    for (index, logits) in logits.chunks_mut(32).enumerate() {
+        match mask.get(index).copied().unwrap_or(0) {
+            u32::MAX => {}
+            0 => logits.fill(f32::NEG_INFINITY),
+            word => {
+                for (bit, logit) in logits.iter_mut().enumerate() {
+                    if word >> bit & 1 == 0 {
+                        *logit = f32::NEG_INFINITY;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Whether `mask` allows a token that is not in `suppressed`.
+fn leaves_any(mask: &[u32], suppressed: &[u32]) -> bool {
+    let of_word = |index: usize| {
+        let inside = suppressed.iter().filter(|token| **token as usize / 32 == index);
+        inside.fold(0, |bits: u32, token| bits | 1 << (token % 32))
+    };
+    mask.iter().enumerate().any(|(index, word)| *word != 0 && word & !of_word(index) != 0)
+}
+
 /// Repetition as in CTRL (Keskar et al. 2019), presence and frequency as OpenAI documents them.
 fn penalise(logits: &mut [f32], sampling: &Sampling, history: &History) {
     if !sampling.needs_history() {
@@ -72,17 +112,18 @@ fn penalise(logits: &mut [f32], sampling: &Sampling, history: &History) {
     }
 }
 
-fn bias(logits: &mut [f32], sampling: &Sampling, generated: u32) {
+fn bias(logits: &mut [f32], sampling: &Sampling) {
     for (token, bias) in &sampling.logit_bias {
         if let Some(logit) = logits.get_mut(*token as usize) {
             *logit += bias;
         }
     }
-    if generated < sampling.suppress_until {
-        for token in &sampling.suppress {
-            if let Some(logit) = logits.get_mut(*token as usize) {
-                *logit = f32::NEG_INFINITY;
-            }
+}
+
+fn suppress(logits: &mut [f32], tokens: &[u32]) {
+    for token in tokens {
+        if let Some(logit) = logits.get_mut(*token as usize) {
+            *logit = f32::NEG_INFINITY;
         }
     }
 }
@@ -225,7 +266,7 @@ mod tests {
     const LOGITS: [f32; 6] = [0.5, 2.0, -1.0, 2.0, 1.0, f32::NEG_INFINITY];
 
     fn choose(sampling: &Sampling, position: u32) -> u32 {
-        sample(&mut LOGITS.clone(), sampling, &History::default(), 0, position)
+        sample(&mut LOGITS.clone(), None, sampling, &History::default(), 0, position)
     }
 
     /// Shares of each token over many positions.
@@ -277,10 +318,11 @@ mod tests {
         logits[500] = 1000.0_f32.ln();
         let sampling = Sampling { top_p: 0.45, ..Sampling::default() };
         for position in 0..200 {
-            assert_eq!(sample(&mut logits.clone(), &sampling, &History::default(), 0, position), 500);
+            assert_eq!(sample(&mut logits.clone(), None, &sampling, &History::default(), 0, position), 500);
         }
         let sampling = Sampling { top_p: 0.95, ..Sampling::default() };
-        let others = (0..200).filter(|p| sample(&mut logits.clone(), &sampling, &History::default(), 0, *p) != 500);
+        let others =
+            (0..200).filter(|p| sample(&mut logits.clone(), None, &sampling, &History::default(), 0, *p) != 500);
         assert!(others.count() > 50);
     }
 
@@ -288,7 +330,7 @@ mod tests {
     fn penalties_bias_and_suppression() {
         let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
         let pick = |sampling: &Sampling, history: &History, generated| {
-            sample(&mut LOGITS.clone(), sampling, history, generated, 0)
+            sample(&mut LOGITS.clone(), None, sampling, history, generated, 0)
         };
         let none = History::default();
         let seen = History::new(&[1, 3, 3], 2);
@@ -300,6 +342,32 @@ mod tests {
         let quiet = Sampling { suppress: vec![1, 3], suppress_until: 2, ..greedy };
         assert_eq!(pick(&quiet, &none, 1), 4);
         assert_eq!(pick(&quiet, &none, 2), 1);
+    }
+
+    #[test]
+    fn a_mask_leaves_what_it_allows() {
+        let pick = |sampling: &Sampling, mask: &[u32], generated| {
+            sample(&mut LOGITS.clone(), Some(mask), sampling, &History::default(), generated, 0)
+        };
+        let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
+        assert_eq!(pick(&greedy, &[0b01_0101], 0), 4);
+        assert_eq!(pick(&greedy, &[0b00_0100], 0), 2);
+        assert_eq!(pick(&Sampling::default(), &[0b00_0100], 0), 2);
+        // A mask comes before truncation: what it takes away takes up no place among the likeliest.
+        assert_eq!(pick(&Sampling { top_k: 2, ..Sampling::default() }, &[0b00_0100], 0), 2);
+        // Suppression yields where nothing would be left, and only there.
+        let quiet = Sampling { suppress: vec![4], suppress_until: 9, ..greedy };
+        assert_eq!(pick(&quiet, &[0b01_0100], 3), 2);
+        assert_eq!(pick(&quiet, &[0b01_0000], 3), 4);
+        assert_eq!(pick(&quiet, &[0b01_0100], 9), 4);
+    }
+
+    #[test]
+    fn ids_beyond_a_mask_are_not_allowed() {
+        let mut logits = [0.0_f32; 70];
+        apply_mask(&mut logits, &[u32::MAX, 1 << 3]);
+        let left: Vec<usize> = (0..70).filter(|&i| logits[i].is_finite()).collect();
+        assert_eq!(left, (0..32).chain([35]).collect::<Vec<_>>());
     }
 
     #[test]

@@ -8,12 +8,14 @@
 //! Nothing here knows about text, and nothing here knows about tensors.
 
 mod capacity;
+mod constraint;
 mod plan;
 mod result;
 mod sampling;
 mod worker;
 
 pub use capacity::Capacity;
+pub use constraint::{Constraint, Masker};
 pub use plan::{BlockAssignment, BlockCopy, Input, Pool, Row, Score, Start, StepPlan};
 pub use result::{RowResult, StepResult, StepTimings, TokenLogprobs};
 pub use sampling::Sampling;

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use crate::Sampling;
+use crate::{Constraint, Sampling};
 
 /// One step of the model: what every worker does, in this order: `ends`, `starts`, `copies`, `rows`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -26,11 +26,14 @@ pub struct Start {
     pub slot: u32,
     /// How its tokens are chosen.
     pub sampling: Sampling,
-    /// All tokens known at the start, where [`Sampling::needs_history`]; otherwise empty.
+    /// Tokens known at the start: all of them where [`Sampling::needs_history`], those generated where only a constraint
+    /// needs them, otherwise none.
     pub history: Vec<u32>,
     /// How many tokens had been generated before the start (more than 0 after a preemption). Where `history` is given
     /// these are its last ones.
     pub generated: u32,
+    /// What the output must look like, if anything is asked of it.
+    pub constraint: Option<Constraint>,
 }
 
 /// The two pools of KV blocks.

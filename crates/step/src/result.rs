@@ -24,12 +24,15 @@ pub struct RowResult {
     pub logprobs: Option<TokenLogprobs>,
     /// One entry per target, where the row asked for scores.
     pub scores: Vec<TokenLogprobs>,
+    /// Why the request cannot go on, such as a constraint that proved too complex. Its token means nothing then, but is
+    /// there: a row that continues from it may be under way.
+    pub error: Option<String>,
 }
 
 impl RowResult {
     /// A result without token or scores.
     pub fn empty(slot: u32) -> Self {
-        Self { slot, token: None, logprobs: None, scores: Vec::new() }
+        Self { slot, token: None, logprobs: None, scores: Vec::new(), error: None }
     }
 }
 

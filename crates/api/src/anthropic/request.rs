@@ -8,6 +8,7 @@ use super::conversation::{self, MessageFields, ToolFields};
 use super::models;
 use crate::body;
 use crate::conversation::{effort, schema};
+use crate::demands::StrictTools;
 use crate::error::ApiError;
 use crate::params::SamplingFields;
 use crate::served_model::ServedModel;
@@ -138,6 +139,8 @@ fn turn(fields: MessagesFields) -> Result<(Turn, Thinking), ApiError> {
         tool_choice: tool_choice(fields.tool_choice)?,
         effort,
         format: output.format.or(fields.output_format).map(format).transpose()?,
+        guided: None,
+        strict: StrictTools::new(),
         param: "messages",
     };
     Ok((turn, thinking))
@@ -182,7 +185,7 @@ fn format(fields: FormatFields) -> Result<OutputFormat, ApiError> {
         return Err(ApiError::invalid_value("output_config.format.type", message));
     }
     let schema = schema("output_config.format.schema", fields.schema)?;
-    Ok(OutputFormat { name: "answer".to_string(), description: None, schema })
+    Ok(OutputFormat { name: "answer".to_string(), description: None, schema, param: "output_config.format.schema" })
 }
 
 #[cfg(test)]

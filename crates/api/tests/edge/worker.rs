@@ -120,7 +120,7 @@ impl RecitingWorker {
         }
         let score = row.score.iter();
         let scores = score.flat_map(|score| score.targets.iter().map(|&target| logprobs(target, score.top))).collect();
-        let mut result = RowResult { slot: row.slot, token: None, logprobs: None, scores };
+        let mut result = RowResult { slot: row.slot, token: None, logprobs: None, scores, error: None };
         if row.sample {
             let end = row.position + tokens.len() as u32;
             let sequence: Vec<u32> =

@@ -34,7 +34,7 @@ pub fn settings(prefill_chunk: u32, pipeline_depth: u32) -> EngineSettings {
 /// A request with seed 7 and no stop tokens.
 pub fn request(prompt: Vec<u32>, max_tokens: u32) -> Request {
     let sampling = Sampling { seed: 7, ..Sampling::default() };
-    Request { prompt, max_tokens, sampling, stop_tokens: Vec::new(), prompt_logprobs: None }
+    Request { prompt, max_tokens, sampling, stop_tokens: Vec::new(), prompt_logprobs: None, constraint: None }
 }
 
 /// Seeded random numbers (splitmix64, by Steele, Lea and Flood).

@@ -191,7 +191,7 @@ impl HashWorker {
         });
         let scores = scores.collect();
         let (token, logprobs) = if row.sample { self.sample(row.slot, prefix, end) } else { (None, None) };
-        RowResult { slot: row.slot, token, logprobs, scores }
+        RowResult { slot: row.slot, token, logprobs, scores, error: None }
     }
 
     fn sample(&mut self, slot: u32, prefix: u64, position: u32) -> (Option<u32>, Option<TokenLogprobs>) {
