@@ -159,6 +159,8 @@ fn read(fields: ResponseFields, state: &ApiState) -> Result<Reading, ApiError> {
             messages,
             tools: tools.tools.clone(),
             tool_choice,
+            guided: None,
+            strict: tools.strict.clone(),
             effort: effort("reasoning.effort", effort_name.as_deref())?,
             format: fields.text.and_then(|text| text.format).map_or(Ok(None), format)?,
             param: "input",
@@ -237,8 +239,9 @@ fn format(format: FormatFields) -> Result<Option<OutputFormat>, ApiError> {
         "json_object" => Ok(Some(OutputFormat::json_object())),
         "json_schema" => {
             let name = format.name.ok_or_else(|| ApiError::missing("text.format.name"))?;
-            let schema = schema("text.format.schema", format.schema)?;
-            Ok(Some(OutputFormat { name, description: format.description, schema }))
+            let param = "text.format.schema";
+            let schema = schema(param, format.schema)?;
+            Ok(Some(OutputFormat { name, description: format.description, schema, param }))
         }
         other => {
             let message =

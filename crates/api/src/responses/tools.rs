@@ -8,6 +8,7 @@ use tandem_harmony::Tool;
 
 use crate::body;
 use crate::conversation::schema;
+use crate::demands::StrictTools;
 use crate::error::ApiError;
 use crate::turn::ToolChoice;
 
@@ -20,6 +21,8 @@ pub(super) struct Tools {
     pub tools: Vec<Tool>,
     /// What a call of each tool is called in items, by the tool's name.
     called: HashMap<String, Called>,
+    /// Those whose arguments must follow their schema.
+    pub strict: StrictTools,
 }
 
 /// How items name a tool.
@@ -38,6 +41,7 @@ struct ToolFields {
     name: Option<String>,
     description: Option<String>,
     parameters: Option<Value>,
+    strict: Option<bool>,
     format: Option<CustomFormat>,
     tools: Option<Vec<Value>>,
 }
@@ -96,6 +100,9 @@ impl Tools {
         if self.called.insert(known_as.clone(), called).is_some() {
             let message = format!("two tools are named '{known_as}': a call could not be told apart");
             return Err(ApiError::invalid_value(format!("{path}.name"), message));
+        }
+        if fields.strict == Some(true) && !custom {
+            self.strict.insert(known_as.clone(), format!("{path}.parameters"));
         }
         let description = fields.description.unwrap_or_default();
         self.tools.push(Tool { name: known_as, description, parameters });
