@@ -1,0 +1,91 @@
+"""Compiles the kernels for the card at hand and launches them on torch tensors through CuPy."""
+
+import concurrent.futures
+import pathlib
+import tempfile
+
+import cupy
+import numpy
+import torch
+
+import nvrtc
+
+SOURCES = ("moe_group", "mxfp4_moe_prefill", "dense_prefill", "attention_prefill", "rope_store", "rms_norm_rows")
+KERNELS = pathlib.Path(__file__).resolve().parents[1]
+# Bytes of weights and of scales that 16 rows by 64 columns take.
+TILE_BYTES = {"mxfp4": 544, "q8": 1088, "bf16": 2048}
+# (column slices, stages) by format and tile rows, as the sources instantiate them: large shared memory, small.
+SHAPES = {
+    ("moe", 16): ((2, 4), (2, 4)), ("moe", 32): ((2, 4), (2, 4)), ("moe", 64): ((1, 4), (1, 4)), ("moe", 128): ((1, 4), (1, 2)),
+    ("q8", 16): ((4, 4), (4, 3)), ("q8", 32): ((4, 4), (4, 3)), ("q8", 64): ((2, 4), (2, 3)), ("q8", 128): ((1, 4), (1, 2)),
+    ("bf16", 16): ((4, 4), (4, 2)), ("bf16", 32): ((4, 4), (4, 2)), ("bf16", 64): ((2, 3), (2, 2)), ("bf16", 128): ((1, 3), (1, 2)),
+    ("mxfp4", 16): ((4, 4), (4, 4)), ("mxfp4", 32): ((4, 4), (4, 2)), ("mxfp4", 64): ((2, 4), (2, 2)), ("mxfp4", 128): ((1, 4), (1, 2)),
+}
+TILE_ROWS = (16, 32, 64, 128)
+
+
+def shared_bytes(kind, tile_rows, small):
+    slices, stages = SHAPES[kind, tile_rows][small]
+    return stages * (8 * TILE_BYTES["mxfp4" if kind == "moe" else kind] + slices * tile_rows * 128)
+
+
+class Kernels:
+    """Every kernel by name; call kernel(name, grid, block, shared, *args): tensors, ints and floats."""
+
+    def __init__(self, options=()):
+        major, minor = torch.cuda.get_device_capability()
+        self.small = major >= 12
+        self.processors = torch.cuda.get_device_properties(0).multi_processor_count
+        arch = f"sm_{major}{minor}a"
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            cubins = list(pool.map(lambda name: nvrtc.compile_source(KERNELS / f"{name}.cu", arch, options), SOURCES))
+        self.modules, self.functions = [], {}
+        for cubin in cubins:
+            with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+                file.write(cubin)
+                file.flush()
+                self.modules.append(cupy.RawModule(path=file.name))
+
+    def function(self, name):
+        if name not in self.functions:
+            for module in self.modules:
+                try:
+                    self.functions[name] = module.get_function(name)
+                    break
+                except cupy.cuda.driver.CUDADriverError:
+                    continue
+        return self.functions[name]
+
+    def __call__(self, name, grid, block, shared, *args):
+        function = self.function(name)
+        if shared > 48 * 1024:
+            function.max_dynamic_shared_size_bytes = shared
+        function(grid if isinstance(grid, tuple) else (grid,), (block,), tuple(map(argument, args)), shared_mem=shared)
+
+    def persistent(self, name, kind, tile_rows, *args, blocks=None):
+        """A kernel over work items: as many blocks as the card holds at once."""
+        shared = shared_bytes(kind, tile_rows, self.small)
+        each = blocks or max(1, min(4, (100 if self.small else 227) * 1024 // (shared + 1024)))
+        self(f"{name}_{tile_rows}", self.processors * each, 128, shared, *args)
+
+
+def argument(value):
+    if value is None:
+        return numpy.uint64(0)
+    if isinstance(value, torch.Tensor):
+        assert value.is_contiguous() and value.is_cuda
+        return numpy.uint64(value.data_ptr())
+    return numpy.float32(value) if isinstance(value, float) else numpy.int32(value)
+
+
+def time_us(run, repeats=15):
+    """Median time of one call, by events."""
+    for _ in range(3):
+        run()
+    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
+    for begin, end in events:
+        begin.record()
+        run()
+        end.record()
+    torch.cuda.synchronize()
+    return sorted(begin.elapsed_time(end) for begin, end in events)[repeats // 2] * 1000
