@@ -57,9 +57,9 @@ DEVICE u32 load_query_pair(const void* q, u64 at, int q_f32) {
 // tables       [sequences][table_stride], by position / 16
 // sequence_rows [sequences + 1], first_position [sequences]
 // sinks        f32 [heads], natural-log units, or null
-// out          [n, heads * 64] f16 (out_format 0), bf16 (1) or f32 (2)
+// out          [n, heads * 64] f16 (out_format 0), bf16 (1) or f32 (2); permuted = 1: in the wide product's order
 // window       keys a row sees, its own included; 0 is all
-extern "C" __global__ void __launch_bounds__(128, 2) attention_prefill(const void* __restrict__ q, int q_f32, int q_stride, const u16* __restrict__ pool, int layers, int layer, int kv_heads, int heads, const int* __restrict__ tables, int table_stride, const int* __restrict__ sequence_rows, const int* __restrict__ first_position, int sequences, const float* __restrict__ sinks, void* __restrict__ out, int out_format, int window, float scale) {
+extern "C" __global__ void __launch_bounds__(128, 2) attention_prefill(const void* __restrict__ q, int q_f32, int q_stride, const u16* __restrict__ pool, int layers, int layer, int kv_heads, int heads, const int* __restrict__ tables, int table_stride, const int* __restrict__ sequence_rows, const int* __restrict__ first_position, int sequences, const float* __restrict__ sinks, void* __restrict__ out, int out_format, int permuted, int window, float scale) {
     const int group = heads / kv_heads, length = ROWS / group, kv_head = blockIdx.y;
     const RowRange run = find_rows(sequence_rows, sequences, length, gridDim.x - 1 - blockIdx.x);
     if (run.sequence < 0) return;
@@ -206,13 +206,14 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_prefill(const voi
             const float inverse = 1.0f / total;
             const int packed = warp * 32 + m * 16 + half * 8 + g, row = packed / group;
             if (row >= run.count) continue;
-            const u64 at = ((u64)(run.first + row) * heads + kv_head * group + packed % group) * DIM + t * 2;
+            const u64 at = ((u64)(run.first + row) * heads + kv_head * group + packed % group) * DIM;
 #pragma unroll
             for (int n = 0; n < 8; n++) {
+                const int d = permuted ? permuted_pair(n * 8 + t * 2) : n * 8 + t * 2;
                 const float low = o[m][n][half * 2] * inverse, high = o[m][n][half * 2 + 1] * inverse;
-                if (out_format == 0) *(u32*)((u16*)out + at + n * 8) = pack_f16(low, high);
-                else if (out_format == 1) *(u32*)((u16*)out + at + n * 8) = pack_bf16(low, high);
-                else *(float2*)((float*)out + at + n * 8) = make_float2(low, high);
+                if (out_format == 0) *(u32*)((u16*)out + at + d) = pack_f16(low, high);
+                else if (out_format == 1) *(u32*)((u16*)out + at + d) = pack_bf16(low, high);
+                else *(float2*)((float*)out + at + d) = make_float2(low, high);
             }
         }
 }

@@ -8,7 +8,7 @@ import math
 import torch
 
 from check_prefill import Paged, group, routes
-from launch import TILE_ROWS, Kernels, time_us
+from launch import TILES, Kernels, tile_rows, time_us
 
 DEVICE = "cuda"
 HIDDEN = 2880
@@ -23,7 +23,7 @@ def row(name, us, gbytes=None, tflop=None):
     print(f"{name:44} {us:9.1f} us {' '.join(rates)}", flush=True)
 
 
-def experts(k, count, rows_list, tile_rows_of=lambda n, count: TILE_ROWS):
+def experts(k, count, rows_list, tiles_of):
     tiles_up, tiles_down = HIDDEN * 2 // 16, HIDDEN // 16
     weights = {}
     for name, tiles in (("up", tiles_up), ("down", tiles_down)):
@@ -37,18 +37,18 @@ def experts(k, count, rows_list, tile_rows_of=lambda n, count: TILE_ROWS):
         y = torch.empty(n * 4, HIDDEN, device=DEVICE)
         flop = 2 * n * 4 * HIDDEN * HIDDEN / 1e12
         byte = distinct * HIDDEN * HIDDEN * 17 / 32 / 1e9
-        for tile_rows in tile_rows_of(n, count):
-            _, pairs, tiles, n_tiles = group(k, ids, count, tile_rows)
-            up = lambda: k.persistent("mxfp4_moe_gate_up", "moe", tile_rows, *weights["up"], b1, x, z, tiles, n_tiles, pairs, 2 * HIDDEN, HIDDEN, 4, 7.0, 1.702)
-            row(f"gate_up {count} experts, {n} rows, tile {tile_rows}", time_us(up), 2 * byte, 2 * flop)
-            down = lambda: k.persistent("mxfp4_moe_down", "moe", tile_rows, *weights["down"], b2, z, y, tiles, n_tiles, pairs, HIDDEN, HIDDEN)
-            row(f"down    {count} experts, {n} rows, tile {tile_rows}", time_us(down), byte, flop)
+        for tile in tiles_of(n, count):
+            _, pairs, tiles, n_tiles = group(k, ids, count, tile_rows(tile))
+            up = lambda: k.persistent("mxfp4_moe_gate_up", "moe", tile, *weights["up"], b1, x, z, tiles, n_tiles, pairs, 2 * HIDDEN, HIDDEN, 4, 7.0, 1.702)
+            row(f"gate_up {count} experts, {n} rows, tile {tile}", time_us(up), 2 * byte, 2 * flop)
+            down = lambda: k.persistent("mxfp4_moe_down", "moe", tile, *weights["down"], b2, z, y, tiles, n_tiles, pairs, HIDDEN, HIDDEN)
+            row(f"down    {count} experts, {n} rows, tile {tile}", time_us(down), byte, flop)
         routing, residual = torch.rand(n, 4, device=DEVICE), torch.randn(n, HIDDEN, device=DEVICE)
         row(f"combine {n} rows", time_us(lambda: k("moe_combine", n, 128, 0, y, ids, routing, residual, HIDDEN, 4, count)), n * HIDDEN * 24 / 1e9)
         row(f"group   {count} experts, {n} rows", time_us(lambda: group(k, ids, count, 64)))
 
 
-def dense(k, kind, rows, cols, rows_list, tile_rows_of=lambda n: TILE_ROWS):
+def dense(k, kind, rows, cols, rows_list, tiles_of):
     tiles = rows // 16
     copies = max(1, math.ceil(2e8 / (rows * cols)))  # more than L2 holds
     size = {"q8": 512, "mxfp4": 256, "bf16": 1024}[kind] * tiles * cols // 32
@@ -65,13 +65,13 @@ def dense(k, kind, rows, cols, rows_list, tile_rows_of=lambda n: TILE_ROWS):
     for n in rows_list:
         x = torch.randn(n, cols, device=DEVICE).to(torch.bfloat16 if kind == "bf16" else torch.float16)
         out, turn = torch.empty(n, rows, device=DEVICE), [0]
-        for tile_rows in tile_rows_of(n):
+        for tile in tiles_of(n):
 
             def run():
                 turn[0] += 1
-                k.persistent(f"dense_{kind}", kind, tile_rows, *sets[turn[0] % copies], None, x, out, n, rows, cols, 0)
+                k.persistent(f"dense_{kind}", kind, tile, *sets[turn[0] % copies], None, x, out, n, rows, cols, 0)
 
-            row(f"{kind} {rows}x{cols}, {n} rows, tile {tile_rows}", time_us(run), byte, 2 * n * rows * cols / 1e12)
+            row(f"{kind} {rows}x{cols}, {n} rows, tile {tile}", time_us(run), byte, 2 * n * rows * cols / 1e12)
 
 
 def attention(k, sequences, window, label):
@@ -82,31 +82,29 @@ def attention(k, sequences, window, label):
     sinks = torch.randn(64, device=DEVICE)
     pairs = sum(min(window or math.inf, first + i + 1) for rows, first in sequences for i in range(rows))
     runs = sum(math.ceil(r / 16) for r in paged.rows)
-    run = lambda: k("attention_prefill", (runs, 8), 128, 49152, q, 0, 4096, paged.pool, 1, 0, 8, 64, *paged.arguments(), sinks, out, 0, window, 0.125)
+    run = lambda: k("attention_prefill", (runs, 8), 128, 49152, q, 0, 4096, paged.pool, 1, 0, 8, 64, *paged.arguments(), sinks, out, 0, 0, window, 0.125)
     row(f"attention {label}", time_us(run), None, pairs * 64 * 64 * 4 / 1e12)
 
 
 def small_ones(k, n):
     x, w = torch.randn(n, HIDDEN, device=DEVICE), torch.rand(HIDDEN, device=DEVICE)
     y = torch.empty(n, HIDDEN, dtype=torch.float16, device=DEVICE)
-    row(f"rms_norm {n} rows", time_us(lambda: k("rms_norm_rows", n, 256, 0, x, w, y, HIDDEN, 1e-5, 0)), n * HIDDEN * 6 / 1e9)
+    row(f"rms_norm {n} rows", time_us(lambda: k("rms_norm_rows", n, 256, 0, x, w, y, HIDDEN, 1e-5, 0, 0)), n * HIDDEN * 6 / 1e9)
     paged = Paged([(n, 0)], 8, layers=1, layer=0)
     qkv, q, inverse = torch.randn(n, 80 * 64, device=DEVICE), torch.empty(n, 4096, dtype=torch.bfloat16, device=DEVICE), torch.rand(32, device=DEVICE)
     row(f"rope_store {n} rows", time_us(lambda: k("rope_store", n, 256, 0, qkv, q, paged.pool, 1, 0, 8, 64, *paged.arguments(), inverse, 1.35)), n * 5120 * 6 / 1e9)
 
 
-def choose(pairs_each):
-    """The tile rows a caller should take for so many rows a tile."""
-    return [t for t in TILE_ROWS if t >= min(128, pairs_each)][:1]
+def near(rows):
+    """The tiles worth trying for so many rows a tile."""
+    return [t for t in TILES if rows / 2 <= tile_rows(t) <= max(16, rows * 4)] or [128, "wide"]
 
 
 def main():
     k = Kernels()
     print(torch.cuda.get_device_name())
-    few = lambda n, count: [t for t in TILE_ROWS if n * 4 / count / 2 <= t <= max(16, n * 16 / count)] or [128]
-    experts(k, 128, (16, 32, 64, 256, 1024, 2048, 8192), few)
-    experts(k, 32, (16, 64, 2048, 8192), few)
-    near = lambda n: [t for t in TILE_ROWS if n / 2 <= t <= n * 2] or [128]
+    experts(k, 128, (16, 32, 64, 256, 1024, 2048, 8192), lambda n, count: near(n * 4 / count))
+    experts(k, 32, (16, 64, 2048, 8192), lambda n, count: near(n * 4 / count))
     for kind in ("q8", "mxfp4", "bf16"):
         dense(k, kind, 5120, 2880, (16, 32, 64, 2048, 8192), near)
         dense(k, kind, 2880, 4096, (16, 32, 64, 8192), near)

@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-from launch import TILE_ROWS, Kernels
+from launch import Kernels, tile_rows
 import layouts
 
 DEVICE = "cuda"
@@ -39,30 +39,30 @@ def random_mxfp4(experts, rows, cols, low=118, high=124):
     return codes, torch.randint(low, high, (experts, rows, cols // 32), device=DEVICE, dtype=torch.uint8)
 
 
-def group(k, ids, experts, tile_rows):
+def group(k, ids, experts, rows):
     pairs = ids.numel()
     offsets = torch.full((experts + 1,), -1, dtype=torch.int32, device=DEVICE)
     order = torch.full((pairs,), -1, dtype=torch.int32, device=DEVICE)
-    tiles = torch.full((experts + pairs // tile_rows + 1, 4), -1, dtype=torch.int32, device=DEVICE)
+    tiles = torch.full((experts + pairs // rows + 1, 4), -1, dtype=torch.int32, device=DEVICE)
     n_tiles = torch.zeros(1, dtype=torch.int32, device=DEVICE)
-    k("moe_group", experts, 256, 4 * experts, ids, offsets, order, tiles, n_tiles, pairs, experts, tile_rows)
+    k("moe_group", experts, 256, 4 * experts, ids, offsets, order, tiles, n_tiles, pairs, experts, rows)
     return offsets, order, tiles, n_tiles
 
 
-def check_group(k, ids, experts, tile_rows):
-    offsets, order, tiles, n_tiles = (x.cpu() for x in group(k, ids, experts, tile_rows))
+def check_group(k, ids, experts, rows):
+    offsets, order, tiles, n_tiles = (x.cpu() for x in group(k, ids, experts, rows))
     flat = ids.flatten().cpu()
     lists = [(flat == e).nonzero().flatten().int() for e in range(experts)]
     want_tiles, want_offsets, place = [], [0], 0
     for e, pairs in enumerate(lists):
-        want_tiles += [[e, place + i, min(tile_rows, len(pairs) - i), 0] for i in range(0, len(pairs), tile_rows)]
+        want_tiles += [[e, place + i, min(rows, len(pairs) - i), 0] for i in range(0, len(pairs), rows)]
         place += len(pairs)
         want_offsets.append(place)
     good = offsets.tolist() == want_offsets and torch.equal(order[:place], torch.cat(lists)) and n_tiles.item() == len(want_tiles)
     COUNT["moe_group"] = COUNT.get("moe_group", 0) + 1
     WORST.setdefault("moe_group", 0.0)
     if not good or tiles[: len(want_tiles)].tolist() != want_tiles:
-        FAILED.append(f"moe_group rows {ids.shape[0]} experts {experts} tile {tile_rows}")
+        FAILED.append(f"moe_group rows {ids.shape[0]} experts {experts} tile {rows}")
 
 
 def routes(n, experts, top_k=4, kind="random"):
@@ -96,16 +96,17 @@ def check_experts(k, hidden, units, experts, n, kind="random", top_k=4, scales=(
     for e in flat.unique().tolist():
         pairs = (flat == e).nonzero().flatten()
         z_ref[pairs] = swiglu(x[pairs // top_k].double() @ w1[e].T + b1[e].double())
-    for tile_rows in TILE_ROWS:
-        case = f"{hidden}/{units} experts {experts} rows {n} {kind} tile {tile_rows}"
-        _, pairs, tiles, n_tiles = group(k, ids, experts, tile_rows)
+    for tile in k.tiles():
+        case = f"{hidden}/{units} experts {experts} rows {n} {kind} tile {tile}"
+        order = layouts.permuted if tile == "wide" else lambda v: v
+        _, pairs, tiles, n_tiles = group(k, ids, experts, tile_rows(tile))
         z, y = poison(n * top_k, units, dtype=torch.float16), poison(n * top_k, hidden)
-        k.persistent("mxfp4_moe_gate_up", "moe", tile_rows, *up, b1, x, z, tiles, n_tiles, pairs, 2 * units, hidden, top_k, 7.0, 1.702)
-        report("gate_up", case, z, z_ref[pairs.long()])
-        k.persistent("mxfp4_moe_down", "moe", tile_rows, *down, b2, z, y, tiles, n_tiles, pairs, hidden, units)
+        k.persistent("mxfp4_moe_gate_up", "moe", tile, *up, b1, order(x), z, tiles, n_tiles, pairs, 2 * units, hidden, top_k, 7.0, 1.702)
+        report("gate_up", case, z, order(z_ref[pairs.long()]))
+        k.persistent("mxfp4_moe_down", "moe", tile, *down, b2, z, y, tiles, n_tiles, pairs, hidden, units)
         for e in flat.unique().tolist():
             at = (flat[pairs.long()] == e).nonzero().flatten()
-            y_ref[pairs[at].long()] = z[at].double() @ w2[e].T + b2[e].double()
+            y_ref[pairs[at].long()] = (layouts.natural(z) if tile == "wide" else z)[at].double() @ w2[e].T + b2[e].double()
         report("down", case, y, y_ref)
         summed = residual.clone()
         k("moe_combine", n, 128, 0, y, ids, routing, summed, hidden, top_k, experts)
@@ -130,12 +131,13 @@ def check_dense(k, kind, rows, cols, n):
     bias = torch.randn(rows, device=DEVICE)
     x = torch.randn(n, cols, device=DEVICE).to(torch.bfloat16 if kind == "bf16" else torch.float16)
     ref = x.double() @ w.T
-    for tile_rows in TILE_ROWS:
+    for tile in k.tiles():
         for accumulate in (0, 1):
             out = torch.randn(n, rows, device=DEVICE) if accumulate else poison(n, rows)
-            want = ref + (out.double() if accumulate else 0) + (0 if accumulate else bias.double())
-            k.persistent(f"dense_{kind}", kind, tile_rows, *packed, None if accumulate else bias, x, out, n, rows, cols, accumulate)
-            report(f"dense_{kind}", f"{rows}x{cols} rows {n} tile {tile_rows} accumulate {accumulate}", out, want)
+            want = ref + (out.double() if accumulate else bias.double())
+            input = layouts.permuted(x) if tile == "wide" else x
+            k.persistent(f"dense_{kind}", kind, tile, *packed, None if accumulate else bias, input, out, n, rows, cols, accumulate)
+            report(f"dense_{kind}", f"{rows}x{cols} rows {n} tile {tile} accumulate {accumulate}", out, want)
 
 
 class Paged:
@@ -189,7 +191,7 @@ def attention_reference(q, paged, sinks, window):
     return out
 
 
-def check_attention(k, sequences, heads, kv_heads, window, with_sinks=True, q_f32=0, out_format=0):
+def check_attention(k, sequences, heads, kv_heads, window, with_sinks=True, q_f32=0, out_format=0, permuted=0):
     paged = Paged(sequences, kv_heads)
     paged.fill()
     n, length = sum(paged.rows), 128 // (heads // kv_heads)
@@ -198,7 +200,8 @@ def check_attention(k, sequences, heads, kv_heads, window, with_sinks=True, q_f3
     out = poison(n, heads, 64, dtype=(torch.float16, torch.bfloat16, torch.float32)[out_format])
     runs = sum(math.ceil(r / length) for r in paged.rows) + 1
     k("attention_prefill", (runs, kv_heads), 128, 49152, q.float() if q_f32 else q, q_f32, heads * 64, paged.pool, 2, 1, kv_heads, heads,
-      *paged.arguments(), sinks, out, out_format, window, 0.125)
+      *paged.arguments(), sinks, out, out_format, permuted, window, 0.125)
+    out = layouts.natural(out) if permuted else out
     report("attention", f"{sequences} heads {heads}/{kv_heads} window {window} sinks {with_sinks}", out, attention_reference(q, paged, sinks, window))
 
 
@@ -224,18 +227,18 @@ def check_rope(k, sequences, heads, kv_heads, in_place):
     report("rope", f"{sequences} v", stored[:, :, 1], values)
 
 
-def check_norm(k, n, cols, form):
+def check_norm(k, n, cols, form, permuted):
     x, w = torch.randn(n, cols, device=DEVICE) * 3, torch.rand(cols, device=DEVICE) + 0.5
     y = poison(n, cols, dtype=(torch.float16, torch.bfloat16)[form])
-    k("rms_norm_rows", n, 256, 0, x, w, y, cols, 1e-5, form)
+    k("rms_norm_rows", n, 256, 0, x, w, y, cols, 1e-5, form, permuted)
     ref = x.double() * torch.rsqrt(x.double().square().mean(-1, keepdim=True) + 1e-5) * w.double()
-    report(f"rms_norm {('f16', 'bf16')[form]}", f"{n}x{cols}", y, ref)
+    report(f"rms_norm {('f16', 'bf16')[form]}", f"{n}x{cols}", layouts.natural(y) if permuted else y, ref)
 
 
 def check_all(k):
     for n, experts, kind in ((1, 8, ""), (9, 128, ""), (64, 32, "one"), (1000, 128, ""), (8192, 128, ""), (4096, 8, "one")):
-        for tile_rows in (16, 128):
-            check_group(k, routes(n, experts, kind=kind), experts, tile_rows)
+        for rows in (16, 256):
+            check_group(k, routes(n, experts, kind=kind), experts, rows)
     outside = routes(100, 8)
     outside[::3, 1] = -1
     outside[::5, 2] = 8
@@ -249,7 +252,7 @@ def check_all(k):
             check_dense(k, kind, rows, cols, n)
     ragged = [(1, 0), (5, 124), (40, 127), (1, 500), (130, 0), (17, 1000), (3, 129), (64, 128)]
     for window in (0, 128, 127, 1, 5):
-        check_attention(k, ragged, 64, 8, window)
+        check_attention(k, ragged, 64, 8, window, permuted=window % 2)
         check_attention(k, ragged, 8, 2, window, with_sinks=window != 0, q_f32=1, out_format=2)
     check_attention(k, [(1, i * 37) for i in range(45)], 32, 4, 0, out_format=1)
     check_attention(k, [(700, 3000)], 64, 8, 128)
@@ -258,8 +261,9 @@ def check_all(k):
         check_rope(k, [(1, 0), (5, 124), (40, 127), (20, 131072 - 20)], 64, 8, in_place)
         check_rope(k, [(33, 100)], 8, 2, in_place)
     for n, cols in ((1, 256), (7, 320), (100, 2880), (3, 8192)):
-        check_norm(k, n, cols, 0)
-        check_norm(k, n, cols, 1)
+        for permuted in (0, 1):
+            check_norm(k, n, cols, 0, permuted)
+            check_norm(k, n, cols, 1, permuted)
     torch.cuda.synchronize()
 
 

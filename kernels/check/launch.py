@@ -14,19 +14,27 @@ SOURCES = ("moe_group", "mxfp4_moe_prefill", "dense_prefill", "attention_prefill
 KERNELS = pathlib.Path(__file__).resolve().parents[1]
 # Bytes of weights and of scales that 16 rows by 64 columns take.
 TILE_BYTES = {"mxfp4": 544, "q8": 1088, "bf16": 2048}
-# (column slices, stages) by format and tile rows, as the sources instantiate them: large shared memory, small.
+# (column slices, stages) by format and tile, as the sources instantiate them: large shared memory, small.
 SHAPES = {
     ("moe", 16): ((2, 4), (2, 4)), ("moe", 32): ((2, 4), (2, 4)), ("moe", 64): ((1, 4), (1, 4)), ("moe", 128): ((1, 4), (1, 2)),
-    ("q8", 16): ((4, 4), (4, 3)), ("q8", 32): ((4, 4), (4, 3)), ("q8", 64): ((2, 4), (2, 3)), ("q8", 128): ((1, 4), (1, 2)),
-    ("bf16", 16): ((4, 4), (4, 2)), ("bf16", 32): ((4, 4), (4, 2)), ("bf16", 64): ((2, 3), (2, 2)), ("bf16", 128): ((1, 3), (1, 2)),
-    ("mxfp4", 16): ((4, 4), (4, 4)), ("mxfp4", 32): ((4, 4), (4, 2)), ("mxfp4", 64): ((2, 4), (2, 2)), ("mxfp4", 128): ((1, 4), (1, 2)),
+    ("q8", 16): ((4, 4), (4, 2)), ("q8", 32): ((4, 3), (4, 2)), ("q8", 64): ((2, 3), (2, 2)), ("q8", 128): ((1, 4), (1, 2)),
+    ("bf16", 16): ((4, 3), (4, 2)), ("bf16", 32): ((4, 3), (4, 2)), ("bf16", 64): ((2, 3), (2, 2)), ("bf16", 128): ((1, 3), (1, 2)),
+    ("mxfp4", 16): ((4, 4), (4, 4)), ("mxfp4", 32): ((4, 3), (4, 2)), ("mxfp4", 64): ((2, 4), (2, 2)), ("mxfp4", 128): ((1, 4), (1, 2)),
 }
-TILE_ROWS = (16, 32, 64, 128)
+WIDE_STAGES = {"moe": 6, "mxfp4": 6, "q8": 5, "bf16": 4}
+TILES = (16, 32, 64, 128, "wide")  # "wide" exists on sm_90a
 
 
-def shared_bytes(kind, tile_rows, small):
-    slices, stages = SHAPES[kind, tile_rows][small]
-    return stages * (8 * TILE_BYTES["mxfp4" if kind == "moe" else kind] + slices * tile_rows * 128)
+def tile_rows(tile):
+    return 256 if tile == "wide" else tile
+
+
+def shared_bytes(kind, tile, small):
+    weights = 8 * TILE_BYTES["mxfp4" if kind == "moe" else kind]
+    if tile == "wide":
+        return WIDE_STAGES[kind] * ((32768 + weights + 1023) // 1024 * 1024)
+    slices, stages = SHAPES[kind, tile][small]
+    return stages * (weights + slices * tile * 128)
 
 
 class Kernels:
@@ -64,11 +72,14 @@ class Kernels:
         with cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream):
             function(grid if isinstance(grid, tuple) else (grid,), (block,), tuple(map(argument, args)), shared_mem=shared)
 
-    def persistent(self, name, kind, tile_rows, *args, blocks=None):
-        """A kernel over work items: as many blocks as the card holds at once."""
-        shared = shared_bytes(kind, tile_rows, self.small)
-        each = blocks or max(1, min(4, (100 if self.small else 227) * 1024 // (shared + 1024)))
-        self(f"{name}_{tile_rows}", self.processors * each, 128, shared, *args)
+    def tiles(self):
+        return TILES[:-1] if self.small else TILES
+
+    def persistent(self, name, kind, tile, *args):
+        """A kernel over work items: as many blocks as the card may hold at once."""
+        shared = shared_bytes(kind, tile, self.small)
+        each = max(1, min(4, (100 if self.small else 227) * 1024 // (shared + 1024)))
+        self(f"{name}_{tile}", self.processors * each, 256 if tile == "wide" else 128, shared, *args)
 
 
 def argument(value):

@@ -61,3 +61,13 @@ def pack_bf16(w):
     w = padded(w, 16, 32)
     rows, cols = w.shape
     return w.view(rows // 16, 2, 8, cols // 32, 4, 2, 2, 2).permute(0, 3, 5, 2, 4, 6, 1, 7).contiguous().flatten()
+
+
+def permuted(x):
+    """[..., K] in the order within each 32 that the wide product reads its activations in."""
+    return x.view(*x.shape[:-1], -1, 4, 2, 2, 2).permute(*range(x.dim()), -3, -2, -4, -1).reshape(x.shape).contiguous()
+
+
+def natural(x):
+    """The inverse of `permuted`."""
+    return x.view(*x.shape[:-1], -1, 2, 2, 4, 2).permute(*range(x.dim()), -2, -4, -3, -1).reshape(x.shape).contiguous()

@@ -115,6 +115,12 @@ DEVICE void mma_bf16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// ---- order of activations -----------------------------------------------------------------------------------------------
+
+// The wide product (wide.cuh) reads activations whose order within each 32 is the fragments': place j * 16 + r * 8 + t * 2
+// + h holds element t * 8 + j * 4 + r * 2 + h. Where the pair of elements (k, k + 1), k even, lies.
+DEVICE int permuted_pair(int k) { return (k & ~31) + (k >> 2 & 1) * 16 + (k >> 1 & 1) * 8 + (k >> 3 & 3) * 2; }
+
 // ---- weights to fragments -----------------------------------------------------------------------------------------------
 
 enum Format { MXFP4, Q8, BF16 };
@@ -218,9 +224,11 @@ DEVICE void fragments(u32 (&a)[2][4], u32 tile, u32 scales, int group, int g, co
 // 16-byte pieces are swapped between halves on odd rows (piece ^ 4), which makes the fragment reads conflict-free.
 // Per stage a block copies 4 * MT * (BYTES + SCALE_BYTES) weight and WK * NT * 128 activation bytes for 2 * 16 * MT * WM *
 // NT * 64 * WK flops; only rows < count are read.
-template <Format F, int NT, int MT, int WM, int WK, int STAGES>
+template <Format F, int NT_, int MT_, int WM, int WK, int STAGES>
 struct TileProduct {
+    static constexpr int NT = NT_, MT = MT_;
     static constexpr int THREADS = 128;
+    static constexpr bool PERMUTED = false;
     static constexpr int ROW_TILES = WM * MT;
     static constexpr int WEIGHT_BYTES = 4 * MT * Tile<F>::BYTES;
     static constexpr int SCALE_BYTES = 4 * MT * Tile<F>::SCALE_BYTES;
