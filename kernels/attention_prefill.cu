@@ -60,24 +60,22 @@ DEVICE u32 load_query_pair(const void* q, u64 at, int q_f32) {
 // out          [n, heads * 64] f16 (out_format 0), bf16 (1) or f32 (2); permuted = 1: in the wide product's order
 // window       keys a row sees, its own included; 0 is all
 extern "C" __global__ void __launch_bounds__(128, 2) attention_prefill(const void* __restrict__ q, int q_f32, int q_stride, const u16* __restrict__ pool, int layers, int layer, int kv_heads, int heads, const int* __restrict__ tables, int table_stride, const int* __restrict__ sequence_rows, const int* __restrict__ first_position, int sequences, const float* __restrict__ sinks, void* __restrict__ out, int out_format, int permuted, int window, float scale) {
-    const int group = heads / kv_heads, length = ROWS / group, kv_head = blockIdx.y;
+    const int group = heads / kv_heads, shift = 31 - __clz(group), length = ROWS >> shift, kv_head = blockIdx.y;
     const RowRange run = find_rows(sequence_rows, sequences, length, gridDim.x - 1 - blockIdx.x);
     if (run.sequence < 0) return;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const int start = first_position[run.sequence] + run.first - sequence_rows[run.sequence];
     const int last_key = start + run.count - 1, first_key = window > 0 ? max(0, start - window + 1) : 0;
-    const int warp_first = start + warp * 32 / group, warp_last = min(start + (warp * 32 + 31) / group, last_key);
-    const bool warp_works = warp * 32 / group < run.count;
+    const int warp_first = start + (warp * 32 >> shift), warp_last = min(start + (warp * 32 + 31 >> shift), last_key);
+    const bool warp_works = warp * 32 >> shift < run.count;
 
     u32 query[2][4][4];
     float maximum[2][2], sum[2][2], o[2][8][4];
-    int position[2][2];
 #pragma unroll
     for (int m = 0; m < 2; m++)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            const int packed = warp * 32 + m * 16 + half * 8 + g, row = packed / group, head = kv_head * group + packed % group;
-            position[m][half] = start + row;
+            const int packed = warp * 32 + m * 16 + half * 8 + g, row = packed >> shift, head = kv_head * group + (packed & group - 1);
             const u64 at = (u64)(run.first + min(row, run.count - 1)) * q_stride + head * DIM + t * 2;
 #pragma unroll
             for (int k = 0; k < 4; k++) {
@@ -149,7 +147,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_prefill(const voi
                 for (int n = 0; n < 8; n++)
 #pragma unroll
                     for (int c = 0; c < 4; c++) {
-                        const int key = begin + n * 8 + t * 2 + (c & 1), at = position[m][c / 2];
+                        const int key = begin + n * 8 + t * 2 + (c & 1), at = start + (warp * 32 + m * 16 + c / 2 * 8 + g >> shift);
                         if (key > at || (window > 0 && key <= at - window)) s[m][n][c] = -1e30f;
                     }
         }
@@ -204,9 +202,9 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_prefill(const voi
             total += __shfl_xor_sync(0xffffffffu, total, 1);
             total += __shfl_xor_sync(0xffffffffu, total, 2);
             const float inverse = 1.0f / total;
-            const int packed = warp * 32 + m * 16 + half * 8 + g, row = packed / group;
+            const int packed = warp * 32 + m * 16 + half * 8 + g, row = packed >> shift;
             if (row >= run.count) continue;
-            const u64 at = ((u64)(run.first + row) * heads + kv_head * group + packed % group) * DIM;
+            const u64 at = ((u64)(run.first + row) * heads + kv_head * group + (packed & group - 1)) * DIM;
 #pragma unroll
             for (int n = 0; n < 8; n++) {
                 const int d = permuted ? permuted_pair(n * 8 + t * 2) : n * 8 + t * 2;

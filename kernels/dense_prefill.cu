@@ -59,7 +59,7 @@ DENSE(mxfp4_16, MXFP4, 128, SMALL_SHARED ? 2 : 4, TileProduct<MXFP4, 16, 2, 1, 4
 DENSE(mxfp4_32, MXFP4, 128, SMALL_SHARED ? 2 : 3, TileProduct<MXFP4, 32, 2, 1, 4, (SMALL_SHARED ? 2 : 3)>)
 DENSE(mxfp4_64, MXFP4, 128, SMALL_SHARED ? 2 : 3, TileProduct<MXFP4, 64, 2, 2, 2, (SMALL_SHARED ? 2 : 4)>)
 DENSE(mxfp4_128, MXFP4, 128, 2, TileProduct<MXFP4, 128, 2, 4, 1, (SMALL_SHARED ? 2 : 4)>)
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#if HAS_WARPGROUP
 DENSE(q8_wide, Q8, 256, 1, WideProduct<Q8, 5>)
 DENSE(bf16_wide, BF16, 256, 1, WideProduct<BF16, 4>)
 DENSE(mxfp4_wide, MXFP4, 256, 1, WideProduct<MXFP4, 6>)

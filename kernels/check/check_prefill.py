@@ -15,9 +15,10 @@ DEVICE = "cuda"
 FAILED = []
 COUNT = {}
 WORST = {}
-# ||out - ref|| / ||ref||. f16 activations and one rounding of z: 2^-11 a term; bf16 P and outputs: 2^-9.
+# ||out - ref|| / ||ref||. f16 weights and one rounding of z: 2^-11 a term; bf16 P and outputs: 2^-9; e4m3 outputs: 2^-4.
 TOLERANCE = {"gate_up": 1e-3, "down": 1e-3, "combine": 1e-6, "dense_q8": 1e-3, "dense_mxfp4": 1e-3, "dense_bf16": 1e-5,
-             "attention": 4e-3, "rope": 3e-3, "rms_norm f16": 5e-4, "rms_norm bf16": 3e-3}
+             "attention": 4e-3, "rope": 3e-3, "rms_norm f16": 5e-4, "rms_norm bf16": 3e-3,
+             "gate_up fp8": 4e-2, "down fp8": 1e-5, "rms_norm fp8": 4e-2}
 
 
 def report(kernel, case, out, ref):
@@ -111,6 +112,42 @@ def check_experts(k, hidden, units, experts, n, kind="random", top_k=4, scales=(
         summed = residual.clone()
         k("moe_combine", n, 128, 0, y, ids, routing, summed, hidden, top_k, experts)
         report("combine", case, summed, residual.double() + (routing.double()[..., None] * y.double().view(n, top_k, hidden)).sum(1))
+
+
+def check_experts_fp8(k, hidden, units, experts, n, top_k=4):
+    up_codes, up_scales = random_mxfp4(experts, 2 * units, hidden)
+    down_codes, down_scales = random_mxfp4(experts, hidden, units)
+    b1, b2 = torch.randn(experts, 2 * units, device=DEVICE), torch.randn(experts, hidden, device=DEVICE)
+    order = layouts.gate_up_order(units, DEVICE)
+    up = layouts.pack_mxfp4(up_codes[:, order].contiguous(), up_scales[:, order].contiguous())
+    down = layouts.pack_mxfp4(down_codes, down_scales)
+    w1, w2 = layouts.mxfp4_values(up_codes, up_scales), layouts.mxfp4_values(down_codes, down_scales)
+    raw, weight = torch.randn(n, hidden, device=DEVICE) * 3, torch.rand(hidden, device=DEVICE) + 0.5
+    x = torch.full((n, hidden), 0x7F, dtype=torch.uint8, device=DEVICE)  # NaN
+    x_scales = torch.full((n, layouts.scale_columns(hidden)), 255, dtype=torch.uint8, device=DEVICE)
+    k("rms_norm_rows_fp8", n, 256, 0, raw, weight, x, x_scales, hidden, 1e-5)
+    values = layouts.fp8_values(x, x_scales, hidden)
+    normed = raw.double() * torch.rsqrt(raw.double().square().mean(-1, keepdim=True) + 1e-5) * weight.double()
+    report("rms_norm fp8", f"{n}x{hidden}", values, normed)
+    ids = routes(n, experts, top_k)
+    flat = ids.flatten().long()
+    for tile in k.fp8_tiles():
+        case = f"{hidden}/{units} experts {experts} rows {n} tile {tile}"
+        _, pairs, tiles, n_tiles = group(k, ids, experts, tile_rows(tile))
+        z = torch.full((n * top_k, units), 0x7F, dtype=torch.uint8, device=DEVICE)
+        z_scales = torch.full((n * top_k, layouts.scale_columns(units)), 255, dtype=torch.uint8, device=DEVICE)
+        y = poison(n * top_k, hidden)
+        k.persistent("mxfp4_moe_gate_up", "moe", tile, *up, b1, x, x_scales, z, z_scales, tiles, n_tiles, pairs, 2 * units, hidden, top_k, 7.0, 1.702)
+        k.persistent("mxfp4_moe_down", "moe", tile, *down, b2, z, z_scales, y, tiles, n_tiles, pairs, hidden, units)
+        z_values = layouts.fp8_values(z, z_scales, units)
+        z_ref, y_ref = torch.empty_like(z_values), torch.empty(n * top_k, hidden, dtype=torch.float64, device=DEVICE)
+        for e in flat.unique().tolist():
+            at = (flat[pairs.long()] == e).nonzero().flatten()
+            mine = pairs[at].long()
+            z_ref[at] = swiglu(values[mine // top_k] @ w1[e].T + b1[e].double())
+            y_ref[mine] = z_values[at] @ w2[e].T + b2[e].double()
+        report("gate_up fp8", case, z_values, z_ref)
+        report("down fp8", case, y, y_ref)
 
 
 def dense_weights(kind, rows, cols):
@@ -247,6 +284,8 @@ def check_all(k):
                                             (2880, 2880, 8, 40, ""), (2880, 2880, 8, 700, ""), (2880, 1440, 8, 130, "")):
         check_experts(k, hidden, units, experts, n, kind)
     check_experts(k, 320, 160, 8, 50, top_k=2, scales=(100, 128))
+    for hidden, units, experts, n in ((256, 192, 8, 37), (320, 160, 8, 150), (2880, 2880, 8, 300), (2880, 1440, 8, 70)):
+        check_experts_fp8(k, hidden, units, experts, n)
     for kind in ("q8", "mxfp4", "bf16"):
         for rows, cols, n in ((64, 32, 1), (200, 160, 33), (40, 320, 70), (5120, 2880, 200), (2880, 4096, 129), (1000, 1440, 17)):
             check_dense(k, kind, rows, cols, n)

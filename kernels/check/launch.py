@@ -10,7 +10,7 @@ import torch
 
 import nvrtc
 
-SOURCES = ("moe_group", "mxfp4_moe_prefill", "dense_prefill", "attention_prefill", "rope_store", "rms_norm_rows")
+SOURCES = ("moe_group", "mxfp4_moe_prefill", "mxfp4_moe_prefill_fp8", "dense_prefill", "attention_prefill", "rope_store", "rms_norm_rows")
 KERNELS = pathlib.Path(__file__).resolve().parents[1]
 # Bytes of weights and of scales that 16 rows by 64 columns take.
 TILE_BYTES = {"mxfp4": 544, "q8": 1088, "bf16": 2048}
@@ -22,14 +22,19 @@ SHAPES = {
     ("mxfp4", 16): ((4, 4), (4, 4)), ("mxfp4", 32): ((4, 3), (4, 2)), ("mxfp4", 64): ((2, 4), (2, 2)), ("mxfp4", 128): ((1, 4), (1, 2)),
 }
 WIDE_STAGES = {"moe": 6, "mxfp4": 6, "q8": 5, "bf16": 4}
+# (rows, stages large, small) of the MXFP8 expert products; "scaled" exists on sm_121a.
+FP8_SHAPES = {"fp8_plain_64": (64, (3, 3)), "fp8_plain_128": (128, (4, 2)), "fp8_scaled_64": (64, (2, 2)), "fp8_scaled_128": (128, (2, 2))}
 TILES = (16, 32, 64, 128, "wide")  # "wide" exists on sm_90a
 
 
 def tile_rows(tile):
-    return 256 if tile == "wide" else tile
+    return FP8_SHAPES[tile][0] if tile in FP8_SHAPES else 256 if tile == "wide" else tile
 
 
 def shared_bytes(kind, tile, small):
+    if tile in FP8_SHAPES:
+        rows, stages = FP8_SHAPES[tile]
+        return stages[small] * (8 * 1088 + rows * 132)
     weights = 8 * TILE_BYTES["mxfp4" if kind == "moe" else kind]
     if tile == "wide":
         return WIDE_STAGES[kind] * ((32768 + weights + 1023) // 1024 * 1024)
@@ -74,6 +79,9 @@ class Kernels:
 
     def tiles(self):
         return TILES[:-1] if self.small else TILES
+
+    def fp8_tiles(self):
+        return [t for t in FP8_SHAPES if self.small or "plain" in t]
 
     def persistent(self, name, kind, tile, *args):
         """A kernel over work items: as many blocks as the card may hold at once."""

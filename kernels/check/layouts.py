@@ -71,3 +71,14 @@ def permuted(x):
 def natural(x):
     """The inverse of `permuted`."""
     return x.view(*x.shape[:-1], -1, 2, 2, 4, 2).permute(*range(x.dim()), -2, -4, -3, -1).reshape(x.shape).contiguous()
+
+
+def fp8_values(x, scales, cols):
+    """float64 of MXFP8 activations: e4m3 bytes [..., K], each four in the order k + 2, k, k + 3, k + 1; E8M0 scales."""
+    x = x.view(*x.shape[:-1], -1, 4)[..., [1, 3, 0, 2]].reshape(x.shape)
+    scale = torch.exp2(scales[..., : cols // 32].double() - 127).repeat_interleave(32, -1)
+    return x.contiguous().view(torch.float8_e4m3fn).double() * scale
+
+
+def scale_columns(cols):
+    return (cols + 127) // 128 * 4

@@ -17,6 +17,18 @@ typedef unsigned long long u64;
 #define SMALL_SHARED 0
 #endif
 
+// Tensor instructions that only the `a` targets have: block-scaled products (sm_121a) and warpgroup products (sm_90a).
+#if defined(__CUDA_ARCH_SPECIFIC__) && __CUDA_ARCH__ >= 1200
+#define HAS_BLOCK_SCALED 1
+#else
+#define HAS_BLOCK_SCALED 0
+#endif
+#if defined(__CUDA_ARCH_SPECIFIC__) && __CUDA_ARCH__ == 900
+#define HAS_WARPGROUP 1
+#else
+#define HAS_WARPGROUP 0
+#endif
+
 extern __shared__ __align__(1024) u8 dynamic_shared[];
 
 // ---- copies -------------------------------------------------------------------------------------------------------------
@@ -83,6 +95,14 @@ DEVICE u32 pack_bf16(float low, float high) {
 
 DEVICE float bf16_low(u32 v) { return __uint_as_float(v << 16); }
 DEVICE float bf16_high(u32 v) { return __uint_as_float(v & 0xffff0000u); }
+
+DEVICE float f16_low(u32 v) {
+    float f;
+    asm("{.reg .f16 low, high; mov.b32 {low, high}, %1; cvt.f32.f16 %0, low;}" : "=f"(f) : "r"(v));
+    return f;
+}
+
+DEVICE float f16_high(u32 v) { return f16_low(v >> 16); }
 
 DEVICE u32 multiply_f16(u32 a, u32 b) {
     u32 v;
@@ -229,6 +249,8 @@ struct TileProduct {
     static constexpr int NT = NT_, MT = MT_;
     static constexpr int THREADS = 128;
     static constexpr bool PERMUTED = false;
+    typedef const u16* Input;
+    static DEVICE float factor(const void* bases, u64 row) { return RowScale<F>::factor(bases, row); }
     static constexpr int ROW_TILES = WM * MT;
     static constexpr int WEIGHT_BYTES = 4 * MT * Tile<F>::BYTES;
     static constexpr int SCALE_BYTES = 4 * MT * Tile<F>::SCALE_BYTES;

@@ -3,7 +3,7 @@
 #pragma once
 #include "prefill.cuh"
 
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#if HAS_WARPGROUP
 
 // Orders register accesses before the next product; commits what was issued; waits until at most PENDING groups run.
 DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -75,6 +75,8 @@ struct WideProduct {
     static constexpr int STAGE_BYTES = (X_BYTES + 8 * (Tile<F>::BYTES + Tile<F>::SCALE_BYTES) + 1023) / 1024 * 1024;
     static constexpr int SCALE_PIECES = Tile<F>::SCALE_BYTES / 16;
     static constexpr bool PERMUTED = true;
+    typedef const u16* Input;
+    static DEVICE float factor(const void* bases, u64 row) { return RowScale<F>::factor(bases, row); }
 
     float acc[1][NT / 8][4];
     RowScale<F> row_scale;
