@@ -1,7 +1,7 @@
 // Attention and rotation for any head width up to 128, any block size, F32 or BF16 caches. Not fast: it serves shapes
 // that the other kernels do not, and is what they are compared with.
 //
-// Who computes what: attention gives a warp each (row, query head), lanes share the dimensions; rope_store a block each row.
+// Who computes what: attention gives a warp each (row, query head), lanes share the dimensions; rope_store_any a block each row.
 #include "tandem.cuh"
 
 constexpr int WIDEST = 4; // dimensions of a lane, 32 apart
@@ -28,7 +28,7 @@ struct Cache {
 
 // Rotates q and k of every row in place, half-split: (j, j + dim / 2); stores k and v. Angles are f32 products.
 // Launch: (rows), 256 threads.
-extern "C" __global__ void rope_store(float* qkv, int heads, const float* inv_freq, float rope_scale, Cache cache,
+extern "C" __global__ void rope_store_any(float* qkv, int heads, const float* inv_freq, float rope_scale, Cache cache,
                                       const int* tables, int table_stride, const int* sequences, const int* positions) {
     wait_for_predecessor();
     int row = blockIdx.x, position = positions[row], half = cache.dim / 2;

@@ -91,3 +91,13 @@ extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
                weights + warp * top_k, lane);
     if (threadIdx.x == 0) *arrived = 0;
 }
+
+// The choice alone, for many rows whose logits (without bias) are there. Launch: (rows / 8 rounded up), 256 threads.
+extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
+    choose_experts(const float* logits, int n, const float* bias, int experts, int top_k, int* ids, float* weights) {
+    wait_for_predecessor();
+    int row = blockIdx.x * DECODE_WARPS + threadIdx.x / WARP;
+    if (row < n)
+        choose(logits + (u64)row * experts, 1, 0, bias, experts, top_k, ids + row * top_k, weights + row * top_k,
+               threadIdx.x % WARP);
+}

@@ -50,6 +50,14 @@ pub(crate) struct Scratch {
     pub(crate) logits: Option<DeviceMemory>,
     /// Softmax states and sums of attention's splits, f32.
     pub(crate) splits: Option<DeviceMemory>,
+    /// Activations as products of many rows read them, 16 bits, `[rows, width]`.
+    pub(crate) narrow: Option<DeviceMemory>,
+    /// What rounding those left.
+    pub(crate) rest: Option<DeviceMemory>,
+    /// Experts' results, f32 `[rows * top_k, hidden]`.
+    pub(crate) results: Option<DeviceMemory>,
+    /// Rows by expert, and tiles of them.
+    pub(crate) groups: Option<DeviceMemory>,
     /// Counters of blocks that have arrived, all zero between kernels.
     pub(crate) arrived: Option<DeviceMemory>,
 }

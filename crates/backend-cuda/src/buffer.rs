@@ -23,6 +23,11 @@ impl CudaBuffer {
         self.memory.at(row * self.width * size_of::<f32>())
     }
 
+    /// Zeroes the first `rows` rows.
+    pub(crate) fn clear(&self, rows: usize) -> Result<(), BackendError> {
+        self.memory.clear(rows * self.width * size_of::<f32>())
+    }
+
     /// Refuses fewer than `rows` rows, or another width.
     pub(crate) fn check(&self, what: &str, rows: usize, width: usize) -> Result<(), BackendError> {
         if rows <= self.rows && width == self.width {

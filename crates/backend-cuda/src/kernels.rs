@@ -32,6 +32,14 @@ pub const SOURCES: &[Source] = &sources![
     "mxfp4_moe_decode.cu",
     "attention_decode.cu",
     "attention_any.cu",
+    "draw.cu",
+    "moe_group.cu",
+    "mxfp4_moe_prefill.cu",
+    "dense_prefill.cu",
+    "attention_prefill.cu",
+    "rms_norm_rows.cu",
+    "narrow_rows.cu",
+    "rope_store.cu",
 ];
 
 macro_rules! headers {
@@ -41,11 +49,34 @@ macro_rules! headers {
 }
 
 /// What they include.
-pub(crate) const HEADERS: &[Source] = &headers!["tandem.cuh", "decode.cuh"];
+pub(crate) const HEADERS: &[Source] =
+    &headers!["tandem.cuh", "decode.cuh", "prefill.cuh", "wide.cuh", "experts.cuh", "fp8.cuh"];
 
 /// A kernel on the device.
 #[derive(Clone, Copy)]
 pub(crate) struct Kernel(pub(crate) CUfunction);
+
+/// One product of many rows, compiled for several tiles of activation rows.
+pub(crate) struct Tiled {
+    /// For tiles of [`TILES`] rows.
+    pub(crate) narrow: [Kernel; 4],
+    /// With warpgroup products, [`WIDE_TILE`] rows; on sm_90a.
+    pub(crate) wide: Option<Kernel>,
+}
+
+/// Activation rows of a narrow tile.
+pub(crate) const TILES: [usize; 4] = [16, 32, 64, 128];
+/// Activation rows of a wide tile.
+pub(crate) const WIDE_TILE: usize = 256;
+
+impl Tiled {
+    fn find(modules: &[CUmodule], name: &str) -> Result<Self, BackendError> {
+        let narrow = |tile: usize| function(modules, &format!("{name}_{tile}"));
+        let [a, b, c, d] = TILES;
+        let wide = function(modules, &format!("{name}_wide")).ok();
+        Ok(Self { narrow: [narrow(a)?, narrow(b)?, narrow(c)?, narrow(d)?], wide })
+    }
+}
 
 macro_rules! kernels {
     ($($name:ident),* $(,)?) => {
@@ -53,17 +84,31 @@ macro_rules! kernels {
         pub(crate) struct Kernels {
             modules: Vec<CUmodule>,
             $(pub(crate) $name: Kernel,)*
+            /// Products of many rows, by tile: dense ones by format, then the experts' two.
+            pub(crate) dense_bf16: Tiled,
+            pub(crate) dense_q8: Tiled,
+            pub(crate) moe_gate_up: Tiled,
+            pub(crate) moe_down: Tiled,
         }
 
         impl Kernels {
             fn find(modules: Vec<CUmodule>) -> Result<Self, BackendError> {
                 let find = |name: &str| function(&modules, name);
-                Ok(Self { $($name: find(stringify!($name))?,)* modules })
+                Ok(Self {
+                    $($name: find(stringify!($name))?,)*
+                    dense_bf16: Tiled::find(&modules, "dense_bf16")?,
+                    dense_q8: Tiled::find(&modules, "dense_q8")?,
+                    moe_gate_up: Tiled::find(&modules, "mxfp4_moe_gate_up")?,
+                    moe_down: Tiled::find(&modules, "mxfp4_moe_down")?,
+                    modules,
+                })
             }
 
             /// All of them, for settings they share.
             fn all(&self) -> Vec<Kernel> {
-                vec![$(self.$name),*]
+                let tiled = [&self.dense_bf16, &self.dense_q8, &self.moe_gate_up, &self.moe_down];
+                let tiled = tiled.into_iter().flat_map(|tiled| tiled.narrow.iter().copied().chain(tiled.wide));
+                [$(self.$name),*].into_iter().chain(tiled).collect()
             }
         }
     };
@@ -93,8 +138,16 @@ kernels![
     moe_gate_up_decode,
     moe_down_decode,
     attention_decode,
-    rope_store,
+    rope_store_any,
     attention_any,
+    draw_tokens,
+    choose_experts,
+    moe_group,
+    moe_combine,
+    attention_prefill,
+    rms_norm_rows,
+    narrow_rows,
+    rope_store,
 ];
 
 // SAFETY: handles of the driver, which may be used from any thread on which the context is current.

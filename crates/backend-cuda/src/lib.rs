@@ -14,6 +14,7 @@ mod graph;
 mod kernels;
 mod kv;
 mod launch;
+mod many;
 mod matrix;
 mod memory;
 mod operations;

@@ -30,6 +30,15 @@ impl DeviceMemory {
         Ok(memory)
     }
 
+    /// Enqueues zeroes into the first `bytes`.
+    pub(crate) fn clear(&self, bytes: usize) -> Result<(), BackendError> {
+        self.device.bind()?;
+        let bytes = bytes.min(self.bytes);
+        // SAFETY: the allocation has at least that many bytes.
+        unsafe { result::memset_d8_async(self.pointer, 0, bytes, self.device.stream()) }
+            .map_err(|error| failed("clearing device memory", error))
+    }
+
     /// Its address on the device.
     pub(crate) fn at(&self, byte: usize) -> CUdeviceptr {
         debug_assert!(byte <= self.bytes);

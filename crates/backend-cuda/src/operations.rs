@@ -15,6 +15,7 @@ use crate::experts::{CudaExperts, Loader};
 use crate::kernels::Kernel;
 use crate::kv::CudaKv;
 use crate::launch::{Argument, Launch, arguments};
+use crate::many::ManyLinear;
 use crate::matrix::CudaMatrix;
 use crate::memory::DeviceMemory;
 use crate::rows::StepShape;
@@ -75,6 +76,9 @@ impl CudaBackend {
         out.check("linear output", n, weight.rows)?;
         check_vector(bias, weight.rows)?;
         check_vector(norm.map(|(norm, _)| norm), weight.cols)?;
+        if n > TOKENS {
+            return self.linear_many(&ManyLinear { x, n, weight, bias, norm, add }, out);
+        }
         let many = weight.row_tiles() >= MANY_TILES;
         let kernels = &self.kernels;
         let (kernel, tile_cols, parts) = match (weight.format, many) {
@@ -140,6 +144,15 @@ impl CudaBackend {
         if weight.format != DenseFormat::Bf16 || n > out.rows || top_k > experts || top_k > 8 || experts > 256 {
             return Err(BackendError::Shape(format!("a BF16 router of {n} rows to {top_k} of {experts} experts")));
         }
+        if n > TOKENS {
+            let Some(((norm, eps), normed)) = norm.zip(normed) else { return self.route_many(x, n, weight, bias, out) };
+            self.simple(
+                self.kernels.rms_norm,
+                n,
+                arguments![x.row(0), x.width, norm.memory.at(0), eps, normed.row(0)],
+            )?;
+            return self.route_many(normed, n, weight, bias, out);
+        }
         let token_bytes = 2 * staged_stride(weight.cols);
         let tokens = self.tokens_at_once(SUM_BYTES, token_bytes)?;
         let parts = ROUTER_PARTS.min(weight.cols / 32);
@@ -191,6 +204,12 @@ impl CudaBackend {
         out.check("experts' output", n, hidden)?;
         if n > routing.rows {
             return Err(BackendError::Shape(format!("a routing of {} rows for {n}", routing.rows)));
+        }
+        if n > TOKENS {
+            if !add {
+                out.clear(n)?;
+            }
+            return self.moe_many(x, n, routing, experts, out);
         }
         let top_k = routing.top_k;
         let token_bytes = staged_stride(hidden.next_multiple_of(64));
@@ -261,6 +280,9 @@ impl CudaBackend {
         let (heads, kv_heads) = (context.heads, kv.shape.kv_heads);
         out.check("attention output", n, heads * kv.shape.head_dim)?;
         check_vector(Some(sinks), heads)?;
+        if Self::attends_many(context, kv) && !self.state().rows()?.single() {
+            return self.attention_many(qkv, sinks, context, kv, out);
+        }
         let window = window(context.kind);
         let mut state = self.state();
         if !kv.usual() || heads / kv_heads > 8 {
@@ -503,6 +525,9 @@ impl Backend for CudaBackend {
         kv: &mut CudaKv,
     ) -> Result<(), BackendError> {
         let n = check_rows(context, qkv, kv)?;
+        if kv.usual() {
+            return self.rope_store_many(qkv, rope, context, kv, n);
+        }
         let mut state = self.state();
         let inv_freq = state.rope(&self.device, rope)?;
         let rows = state.rows()?;
@@ -518,7 +543,7 @@ impl Backend for CudaBackend {
             rows.positions().into(),
         ];
         let shape = Launch { grid: (n, 1, 1), threads: THREADS, shared: 0 };
-        self.launch_with_cache(self.kernels.rope_store, shape, &mut values, 4, context, kv)
+        self.launch_with_cache(self.kernels.rope_store_any, shape, &mut values, 4, context, kv)
     }
 
     fn attention(
@@ -653,7 +678,7 @@ fn address(vector: Option<&CudaVector>) -> u64 {
 }
 
 /// 0: all earlier positions.
-fn window(kind: AttentionKind) -> usize {
+pub(crate) fn window(kind: AttentionKind) -> usize {
     match kind {
         AttentionKind::Full => 0,
         AttentionKind::Sliding { window } => window,

@@ -22,6 +22,8 @@ pub(crate) struct StepRows {
     changes: DeviceMemory,
     /// Whether every sequence has one row.
     single: bool,
+    /// Sequences of the step under way.
+    count: usize,
 }
 
 /// How much fits.
@@ -38,8 +40,13 @@ impl StepShape {
         self.rows >= other.rows && self.sequences >= other.sequences && self.blocks >= other.blocks
     }
 
-    /// Tokens, positions and sequences; then the two tables.
+    /// Tokens, positions and sequences; the two tables; the sequences' first rows, with the end, and first positions.
     fn words(&self) -> usize {
+        3 * self.rows + 2 * self.sequences * self.blocks + 2 * self.sequences + 1
+    }
+
+    /// Where the sequences' first rows begin.
+    fn first_rows(&self) -> usize {
         3 * self.rows + 2 * self.sequences * self.blocks
     }
 }
@@ -58,6 +65,7 @@ impl StepRows {
             pinned: PinnedMemory::new(device, CHANGE_BYTES * words)?,
             changes: DeviceMemory::zeroed(device, CHANGE_BYTES * words, "a step's changes")?,
             single: false,
+            count: 0,
         })
     }
 
@@ -70,7 +78,9 @@ impl StepRows {
     pub(crate) fn set(&mut self, kernels: &Kernels, batch: &Batch<'_>) -> Result<(), BackendError> {
         check(batch)?;
         self.single = batch.sequences.iter().all(|sequence| sequence.rows.len() == 1);
+        self.count = batch.sequences.len();
         let StepShape { rows, sequences, blocks } = self.shape;
+        let first_rows = self.shape.first_rows();
         let (mirror, changes) = (&mut self.mirror, self.pinned.as_mut_slice());
         let mut changed = 0;
         let mut put = |word: usize, value: u32| {
@@ -94,6 +104,9 @@ impl StepRows {
                 let at = 3 * rows + (which * sequences + index) * blocks;
                 table.iter().enumerate().for_each(|(i, block)| put(at + i, *block));
             }
+            put(first_rows + index, sequence.rows.start as u32);
+            put(first_rows + index + 1, sequence.rows.end as u32);
+            put(first_rows + sequences + 1 + index, sequence.position);
         }
         if changed == 0 { Ok(()) } else { self.send(kernels, changed) }
     }
@@ -112,6 +125,12 @@ impl StepRows {
     /// Whether every sequence has one row: rows do not depend on each other.
     pub(crate) fn single(&self) -> bool {
         self.single
+    }
+
+    /// Sequences of the step under way, where their first rows are (and the end of the last), and their first positions.
+    pub(crate) fn runs(&self) -> (usize, u64, u64) {
+        let first = self.shape.first_rows();
+        (self.count, self.memory.at(4 * first), self.memory.at(4 * (first + self.shape.sequences + 1)))
     }
 
     pub(crate) fn tokens(&self) -> u64 {

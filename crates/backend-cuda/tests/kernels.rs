@@ -20,7 +20,8 @@ fn compile_for_every_target_without_spills() {
             };
             let what = format!("{} for {arch}", source.name);
             assert!(cubin.log.contains("registers"), "{what}: the assembler reported nothing:\n{}", cubin.log);
-            let spills = |line: &&str| line.contains("spill") && !line.contains("0 bytes spill stores, 0 bytes spill loads");
+            let spills =
+                |line: &&str| line.contains("spill") && !line.contains("0 bytes spill stores, 0 bytes spill loads");
             let spilling: Vec<&str> = cubin.log.lines().filter(spills).collect();
             assert!(spilling.is_empty(), "{what} spills registers: {spilling:?}\n{}", cubin.log);
             // Some bulk copies are compiled to a call that reserves gigabytes at the first launch.

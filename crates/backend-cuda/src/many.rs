@@ -1,0 +1,353 @@
+//! Operations on more rows than the decode kernels take: bound by arithmetic, on tiles of rows.
+
+use tandem_backend::{AttentionContext, BackendError, DenseFormat, ExpertsShape, Rope};
+
+use crate::backend::{CudaBackend, ensure};
+use crate::buffer::{CudaBuffer, CudaRouting, CudaVector};
+use crate::experts::CudaExperts;
+use crate::kernels::{Kernel, TILES, Tiled, WIDE_TILE};
+use crate::kv::CudaKv;
+use crate::launch::{Launch, arguments};
+use crate::matrix::CudaMatrix;
+use crate::operations::window;
+
+/// Rows that a block of `attention_prefill` works on: (row, query head) pairs over query heads of a key head.
+const ATTENTION_ROWS: usize = 128;
+/// Its shared memory: three stages of 64 keys and values.
+const ATTENTION_SHARED: usize = 49_152;
+/// Weight rows of a work item, in row tiles.
+const ROW_TILES: usize = 8;
+
+/// Kind of a product, which decides how much shared memory a stage takes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Product {
+    Experts,
+    Q8,
+    Bf16,
+}
+
+/// A product with the tile that suits a number of rows.
+struct Choice {
+    kernel: Kernel,
+    /// Activation rows of a tile.
+    rows: usize,
+    wide: bool,
+    shape: Launch,
+}
+
+/// How a dense layer of many rows is asked for.
+pub(crate) struct ManyLinear<'a> {
+    pub(crate) x: &'a CudaBuffer,
+    pub(crate) n: usize,
+    pub(crate) weight: &'a CudaMatrix,
+    pub(crate) bias: Option<&'a CudaVector>,
+    pub(crate) norm: Option<(&'a CudaVector, f32)>,
+    pub(crate) add: bool,
+}
+
+impl CudaBackend {
+    /// `out = norm(x) · weightᵀ + bias`, or added to `out`.
+    pub(crate) fn linear_many(&self, op: &ManyLinear<'_>, out: &CudaBuffer) -> Result<(), BackendError> {
+        let ManyLinear { x, n, weight, bias, norm, add } = *op;
+        let (tiled, product) = match weight.format {
+            DenseFormat::Bf16 => (&self.kernels.dense_bf16, Product::Bf16),
+            DenseFormat::Q8 => (&self.kernels.dense_q8, Product::Q8),
+        };
+        let choice = self.choose(tiled, product, n);
+        let bf16 = weight.format == DenseFormat::Bf16;
+        let narrow = match norm {
+            Some((norm, eps)) => self.norm_narrow(x, n, norm, eps, bf16, choice.wide)?,
+            None => self.narrow(x, n, bf16, choice.wide, false)?.0,
+        };
+        self.multiply(&choice, weight, bias, narrow, n, out.row(0), add)
+    }
+
+    /// Router of many rows: logits from activations in two BF16 parts, so that choices are as good as f32.
+    pub(crate) fn route_many(
+        &self,
+        x: &CudaBuffer,
+        n: usize,
+        weight: &CudaMatrix,
+        bias: &CudaVector,
+        out: &CudaRouting,
+    ) -> Result<(), BackendError> {
+        let choice = self.choose(&self.kernels.dense_bf16, Product::Bf16, n);
+        let (high, low) = self.narrow(x, n, true, choice.wide, true)?;
+        let logits = {
+            let mut state = self.state();
+            ensure(&self.device, &mut state.scratch.logits, n * weight.rows * 4, "router logits")?
+        };
+        self.multiply(&choice, weight, None, high, n, logits, false)?;
+        self.multiply(&choice, weight, None, low, n, logits, true)?;
+        let (ids, weights) = out.row(0);
+        let shape = Launch { grid: (n.div_ceil(8), 1, 1), threads: 256, shared: 0 };
+        let arguments = arguments![logits, n, bias.memory.at(0), weight.rows, out.top_k, ids, weights];
+        self.device.launch_after(self.kernels.choose_experts, shape, arguments)
+    }
+
+    /// Experts of many rows: grouped by expert, two products, and the weighted sum, added to `out`.
+    pub(crate) fn moe_many(
+        &self,
+        x: &CudaBuffer,
+        n: usize,
+        routing: &CudaRouting,
+        experts: &CudaExperts,
+        out: &CudaBuffer,
+    ) -> Result<(), BackendError> {
+        let ExpertsShape { experts: count, hidden, intermediate, limit, alpha } = experts.shape;
+        let (top_k, pairs) = (routing.top_k, n * routing.top_k);
+        let up = self.choose(&self.kernels.moe_gate_up, Product::Experts, pairs.div_ceil(count));
+        let down = self.choose(&self.kernels.moe_down, Product::Experts, pairs.div_ceil(count));
+        let (narrow, _) = self.narrow(x, n, false, up.wide, false)?;
+        let mut state = self.state();
+        let scratch = &mut state.scratch;
+        let inner = ensure(&self.device, &mut scratch.inner, pairs * intermediate * 2, "experts' inner activations")?;
+        let results = ensure(&self.device, &mut scratch.results, pairs * hidden * 4, "experts' results")?;
+        // Tiles of four numbers; then where experts begin, the pairs by expert, and the number of tiles.
+        let tiles_most = count + pairs.div_ceil(up.rows);
+        let bytes = 16 * tiles_most + 4 * (count + 1 + pairs + 1);
+        let tiles = ensure(&self.device, &mut scratch.groups, bytes, "rows by expert")?;
+        let offsets = tiles + 16 * tiles_most as u64;
+        let sorted = offsets + 4 * (count + 1) as u64;
+        let tile_count = sorted + 4 * pairs as u64;
+        let (ids, weights) = routing.row(0);
+        let shape = Launch { grid: (count, 1, 1), threads: 256, shared: 4 * count };
+        let group = arguments![ids, offsets, sorted, tiles, tile_count, pairs, count, up.rows];
+        self.device.launch_after(self.kernels.moe_group, shape, group)?;
+        let (matrices, bias) = (&experts.gate_up, &experts.gate_up_bias);
+        self.device.launch_after(
+            up.kernel,
+            up.shape,
+            arguments![
+                matrices.tiles.at(0),
+                matrices.scales.at(0),
+                matrices.row_base.at(0),
+                bias.memory.at(0),
+                narrow,
+                inner,
+                tiles,
+                tile_count,
+                sorted,
+                2 * intermediate,
+                hidden,
+                top_k,
+                limit,
+                alpha
+            ],
+        )?;
+        let (matrices, bias) = (&experts.down, &experts.down_bias);
+        self.device.launch_after(
+            down.kernel,
+            down.shape,
+            arguments![
+                matrices.tiles.at(0),
+                matrices.scales.at(0),
+                matrices.row_base.at(0),
+                bias.memory.at(0),
+                inner,
+                results,
+                tiles,
+                tile_count,
+                sorted,
+                hidden,
+                intermediate
+            ],
+        )?;
+        let shape = Launch { grid: (n, 1, 1), threads: 128, shared: 0 };
+        let combine = arguments![results, ids, weights, out.row(0), hidden, top_k, count];
+        self.device.launch_after(self.kernels.moe_combine, shape, combine)
+    }
+
+    /// Rotates queries in place, stores keys and values.
+    pub(crate) fn rope_store_many(
+        &self,
+        qkv: &CudaBuffer,
+        rope: &Rope,
+        context: &AttentionContext<'_>,
+        kv: &CudaKv,
+        n: usize,
+    ) -> Result<(), BackendError> {
+        let mut state = self.state();
+        let inv_freq = state.rope(&self.device, rope)?;
+        let rows = state.rows()?;
+        let (tables, stride) = rows.tables(context.kind);
+        let (sequences, first_rows, positions) = rows.runs();
+        let shape = Launch { grid: (n, 1, 1), threads: 256, shared: 0 };
+        self.device.launch_after(
+            self.kernels.rope_store,
+            shape,
+            arguments![
+                qkv.row(0),
+                0_u64,
+                kv.memory.at(0),
+                kv.shape.layers,
+                context.layer,
+                kv.shape.kv_heads,
+                context.heads,
+                tables,
+                stride,
+                first_rows,
+                positions,
+                sequences,
+                inv_freq,
+                rope.scale
+            ],
+        )
+    }
+
+    /// Attention over rotated queries and stored keys.
+    pub(crate) fn attention_many(
+        &self,
+        qkv: &CudaBuffer,
+        sinks: &CudaVector,
+        context: &AttentionContext<'_>,
+        kv: &CudaKv,
+        out: &CudaBuffer,
+    ) -> Result<(), BackendError> {
+        let (heads, kv_heads) = (context.heads, kv.shape.kv_heads);
+        let each = ATTENTION_ROWS / (heads / kv_heads);
+        let runs: usize = context.batch.sequences.iter().map(|sequence| sequence.rows.len().div_ceil(each)).sum();
+        let state = self.state();
+        let rows = state.rows()?;
+        let (tables, stride) = rows.tables(context.kind);
+        let (sequences, first_rows, positions) = rows.runs();
+        const F32: i32 = 2;
+        self.device.launch_after(
+            self.kernels.attention_prefill,
+            Launch { grid: (runs, kv_heads, 1), threads: 128, shared: ATTENTION_SHARED },
+            arguments![
+                qkv.row(0),
+                true,
+                qkv.width,
+                kv.memory.at(0),
+                kv.shape.layers,
+                context.layer,
+                kv_heads,
+                heads,
+                tables,
+                stride,
+                first_rows,
+                positions,
+                sequences,
+                sinks.memory.at(0),
+                out.row(0),
+                F32,
+                false,
+                window(context.kind),
+                0.125_f32
+            ],
+        )
+    }
+
+    /// Whether `attention_many` takes these heads.
+    pub(crate) fn attends_many(context: &AttentionContext<'_>, kv: &CudaKv) -> bool {
+        kv.usual() && (context.heads / kv.shape.kv_heads).is_power_of_two() && context.heads / kv.shape.kv_heads <= 8
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn multiply(
+        &self,
+        choice: &Choice,
+        weight: &CudaMatrix,
+        bias: Option<&CudaVector>,
+        narrow: u64,
+        n: usize,
+        out: u64,
+        add: bool,
+    ) -> Result<(), BackendError> {
+        let bias = bias.map_or(0, |bias| bias.memory.at(0));
+        let (tiles, scales, base) = (weight.tiles.at(0), weight.scales.at(0), weight.row_base.at(0));
+        let arguments = arguments![tiles, scales, base, bias, narrow, out, n, weight.rows, weight.cols, add];
+        self.device.launch_after(choice.kernel, choice.shape, arguments)
+    }
+
+    /// Rows of `x` in 16 bits, and what rounding left where that is wanted.
+    fn narrow(
+        &self,
+        x: &CudaBuffer,
+        n: usize,
+        bf16: bool,
+        permuted: bool,
+        rest: bool,
+    ) -> Result<(u64, u64), BackendError> {
+        let mut state = self.state();
+        let bytes = n * x.width * 2;
+        let narrow = ensure(&self.device, &mut state.scratch.narrow, bytes, "narrow activations")?;
+        let rest = match rest {
+            true => ensure(&self.device, &mut state.scratch.rest, bytes, "the rest of narrow activations")?,
+            false => 0,
+        };
+        let shape = Launch { grid: (n, 1, 1), threads: 256, shared: 0 };
+        let arguments = arguments![x.row(0), narrow, rest, x.width, bf16, permuted];
+        self.device.launch_after(self.kernels.narrow_rows, shape, arguments)?;
+        Ok((narrow, rest))
+    }
+
+    fn norm_narrow(
+        &self,
+        x: &CudaBuffer,
+        n: usize,
+        norm: &CudaVector,
+        eps: f32,
+        bf16: bool,
+        permuted: bool,
+    ) -> Result<u64, BackendError> {
+        let mut state = self.state();
+        let narrow = ensure(&self.device, &mut state.scratch.narrow, n * x.width * 2, "narrow activations")?;
+        let shape = Launch { grid: (n, 1, 1), threads: 256, shared: 0 };
+        let arguments = arguments![x.row(0), norm.memory.at(0), narrow, x.width, eps, bf16, permuted];
+        self.device.launch_after(self.kernels.rms_norm_rows, shape, arguments)?;
+        Ok(narrow)
+    }
+
+    /// The tile for `rows` activation rows a matrix, and as many blocks as the device holds at once.
+    fn choose(&self, tiled: &Tiled, product: Product, rows: usize) -> Choice {
+        let small = self.device.shared_bytes_max() < 128 << 10;
+        let multiprocessors = self.device.multiprocessors() as usize;
+        let (kernel, tile, shared, wide) = match tiled.wide.filter(|_| rows > TILES[3]) {
+            Some(wide) => (wide, WIDE_TILE, wide_bytes(product), true),
+            None => {
+                let index = TILES.iter().position(|tile| rows <= *tile).unwrap_or(TILES.len() - 1);
+                (tiled.narrow[index], TILES[index], tile_bytes(product, index, small), false)
+            }
+        };
+        let each = (self.device.shared_bytes_max() as usize / (shared + 1024)).clamp(1, 4);
+        let threads = if wide { 256 } else { 128 };
+        let shape = Launch { grid: (multiprocessors * each, 1, 1), threads, shared };
+        Choice { kernel, rows: tile, wide, shape }
+    }
+}
+
+impl Product {
+    /// Bytes of 16 weight rows by 64 columns, scales included.
+    fn weight_bytes(self) -> usize {
+        match self {
+            Product::Experts => 544,
+            Product::Q8 => 1088,
+            Product::Bf16 => 2048,
+        }
+    }
+}
+
+/// Shared memory of a narrow product: its stages, each of weights and of slices of 64 columns of activations. The numbers
+/// of slices and stages are those with which the kernels are instantiated.
+fn tile_bytes(product: Product, index: usize, small: bool) -> usize {
+    let (slices, stages) = match (product, small) {
+        (Product::Experts, false) => [(2, 4), (2, 4), (1, 4), (1, 4)][index],
+        (Product::Experts, true) => [(2, 4), (2, 4), (1, 4), (1, 2)][index],
+        (Product::Q8, false) => [(4, 4), (4, 3), (2, 3), (1, 4)][index],
+        (Product::Bf16, false) => [(4, 3), (4, 3), (2, 3), (1, 3)][index],
+        (Product::Q8 | Product::Bf16, true) => [(4, 2), (4, 2), (2, 2), (1, 2)][index],
+    };
+    stages * (ROW_TILES * product.weight_bytes() + slices * TILES[index] * 128)
+}
+
+/// Shared memory of a wide product.
+fn wide_bytes(product: Product) -> usize {
+    let stages = match product {
+        Product::Experts => 6,
+        Product::Q8 => 5,
+        Product::Bf16 => 4,
+    };
+    stages * (WIDE_TILE * 128 + ROW_TILES * product.weight_bytes()).next_multiple_of(1024)
+}
