@@ -4,11 +4,10 @@
 // Who computes what: block (chunk, row) finds its chunk's maximum and sum of weights; whichever block of a row comes last
 // adds up the chunks in order, finds the chunk that the target falls into, and walks it. Sums have a fixed order.
 //
-// Launch: (chunks, rows), 256 threads; chunks <= 128. `arrived` [rows] is 0 and is left 0.
+// Launch: (chunks, rows), 256 threads. `arrived` [rows] is 0 and is left 0.
 #include "tandem.cuh"
 
 constexpr int THREADS = 256;
-constexpr int CHUNKS_MAX = 128;
 constexpr int ROWS_MAX = 64;
 
 struct Draws {

@@ -62,7 +62,7 @@ DEVICE void linear_decode(const float* x, int x_stride, int n, int k, int rows, 
 }
 
 #define LINEAR(NAME, FORMAT, K_SPLIT)                                                                                  \
-    extern "C" __global__ void __launch_bounds__(DECODE_THREADS)                                                       \
+    extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 3) \
         NAME(const float* x, int x_stride, int n, int k, int rows, const u8* tiles, const u8* scales,                  \
              const float* bias, const float* norm, float eps, float* out, int out_stride, int add) {                   \
         linear_decode<FORMAT, K_SPLIT>(x, x_stride, n, k, rows, tiles, scales, bias, norm, eps, out, out_stride, add); \

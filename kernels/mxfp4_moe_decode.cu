@@ -8,6 +8,9 @@
 
 constexpr int CHOICES = TOKENS * 8; // most of tokens * top_k
 
+/// Makes use of F16's range; what MXFP4_FACTOR has beyond it is left to the end of down.
+constexpr float Z_FACTOR = 256.0f;
+
 /// The distinct experts in ascending order. All threads; ends with a barrier.
 DEVICE int list_experts(const int* ids, int choices, int experts, int* chosen, int* list, int* count) {
     if (threadIdx.x < choices) chosen[threadIdx.x] = __ldcg(ids + threadIdx.x);
@@ -28,14 +31,16 @@ DEVICE int list_experts(const int* ids, int choices, int experts, int* chosen, i
     return *count;
 }
 
-// z[token, slot] = swiglu(gate_up_e · x[token] + bias_e), F16 [n * top_k, units].
+// z[token, slot] = weight * swiglu(gate_up_e · x[token] + bias_e) * Z_FACTOR, F16 [n * top_k, units]: with the router's
+// weight already in it, down is one sum over experts and units. |swiglu| <= limit * (limit + 1), 56 for gpt-oss.
 //
 // A row tile holds eight units: gates in rows 0-7, ups in rows 8-15. A block's warps share the k tiles of one (expert,
 // row tile); blocks go through these with the stride of the grid.
 // Launch: (grid, 256 threads, shared = n * stride + 8 KB).
-extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
-    moe_gate_up_decode(const float* x, int n, int k, int units, int experts, int top_k, const int* ids, const u8* tiles,
-                       const u8* scales, const float* bias, float limit, float alpha, u16* z) {
+extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 3)
+    moe_gate_up_decode(const float* x, int n, int k, int units, int experts, int top_k, const int* ids,
+                       const float* weights, const u8* tiles, const u8* scales, const float* bias, float limit,
+                       float alpha, u16* z) {
     extern __shared__ __align__(128) u8 shared[];
     __shared__ float factors[TOKENS];
     __shared__ float partial[2 * DECODE_WARPS];
@@ -75,69 +80,72 @@ extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
                 gate = fminf(gate, limit);
                 up = fminf(fmaxf(up, -limit), limit);
                 float value = gate / (1.0f + expf(-alpha * gate)) * (up + 1.0f);
+                value *= __ldcg(weights + token * top_k + slot) * Z_FACTOR;
                 z[(u64)(token * top_k + slot) * units + unit] = u16(pack_f16(value, 0.0f));
             }
         }
     }
 }
 
-// out[token] += sum over slots of weight * (down_e · z[token, slot] + bias_e).
+// out[token] += sum over slots of down_e · z[token, slot] + weight * bias_e.
 //
 // A block has one row tile of the output; its warps take turns with the (expert, k tile) pairs, so that every warp has
-// the same number whatever the number of experts. The router's weight goes into the scale of each partial sum.
+// the same number whatever the number of experts.
 // Launch: (hidden / 16 rounded up, 256 threads, shared = 4 KB).
 extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
     moe_down_decode(const u16* z, int n, int units, int hidden, int experts, int top_k, const int* ids,
                     const float* weights, const u8* tiles, const u8* scales, const float* bias, float* out, int add) {
+    constexpr int AHEAD = Share<MXFP4>::AHEAD;
     __shared__ float sums[DECODE_WARPS * 128];
     __shared__ int chosen[CHOICES], list[CHOICES], count;
-    __shared__ float shares[CHOICES * TOKENS];  // [expert in list][token]: router's weight, 0 where not chosen
-    __shared__ int slots[CHOICES * TOKENS];
+    __shared__ int slots[CHOICES * TOKENS]; // [expert in list][token]: row of z, -1 where not chosen
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, tile = blockIdx.x;
     int k_tiles = (units + 63) / 64, row_tiles = gridDim.x;
     wait_for_predecessor();
     int distinct = list_experts(ids, n * top_k, experts, chosen, list, &count);
     for (int i = threadIdx.x; i < distinct * TOKENS; i += DECODE_THREADS) {
         int token = i % TOKENS, expert = list[i / TOKENS];
-        shares[i] = 0, slots[i] = -1;
+        slots[i] = -1;
         if (token < n)
             for (int slot = 0; slot < top_k; slot++)
-                if (chosen[token * top_k + slot] == expert)
-                    shares[i] = __ldcg(weights + token * top_k + slot), slots[i] = token * top_k + slot;
+                if (chosen[token * top_k + slot] == expert) slots[i] = token * top_k + slot;
     }
     __syncthreads();
     let_successor_start();
     float c[4] = {0, 0, 0, 0};
-    int pairs = distinct * k_tiles;
     Share<MXFP4> held[AHEAD];
     uint4 b[AHEAD][2];
-    auto load = [&](int i, int pair) {
-        int index = pair / k_tiles, k_tile = pair % k_tiles;
+    // The pair that is loaded next.
+    int index = 0, k_tile = warp;
+    auto settle = [&] {
+        while (k_tile >= k_tiles) k_tile -= k_tiles, index++;
+    };
+    settle();
+    auto load = [&](int i) {
+        if (index >= distinct) return;
         held[i].load(tiles, scales, ((u64)list[index] * row_tiles + tile) * k_tiles + k_tile, lane);
         int slot = slots[index * TOKENS + (lane >> 2)], k = k_tile * 64 + (lane & 3) * 8;
         const uint4* from = (const uint4*)(z + (u64)slot * units + k);
         b[i][0] = slot < 0 ? make_uint4(0, 0, 0, 0) : __ldcg(from);
         b[i][1] = slot < 0 || k + 32 >= units ? make_uint4(0, 0, 0, 0) : __ldcg(from + 4);
+        k_tile += DECODE_WARPS;
+        settle();
     };
+    int mine = (distinct * k_tiles - warp + DECODE_WARPS - 1) / DECODE_WARPS;
 #pragma unroll
-    for (int i = 0; i < AHEAD; i++)
-        if (warp + i * DECODE_WARPS < pairs) load(i, warp + i * DECODE_WARPS);
-    for (int at = warp; at < pairs; at += AHEAD * DECODE_WARPS) {
+    for (int i = 0; i < AHEAD; i++) load(i);
+    for (int at = 0; at < mine; at += AHEAD) {
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
-            int here = at + i * DECODE_WARPS, next = here + AHEAD * DECODE_WARPS;
-            if (here < pairs) {
-                const float* share = shares + here / k_tiles * TOKENS + (lane & 3) * 2;
-                multiply_mxfp4(c, held[i], b[i], MXFP4_FACTOR * share[0], MXFP4_FACTOR * share[1]);
-            }
-            if (next < pairs) load(i, next);
+            if (at + i < mine) multiply_mxfp4(c, held[i], b[i]);
+            load(i);
         }
     }
     put_sums(sums, c, warp, lane);
     __syncthreads();
     int row = threadIdx.x / TOKENS, token = threadIdx.x % TOKENS, feature = tile * 16 + row;
     if (row < 16 && token < n && feature < hidden) {
-        float value = take_sum(sums, row, token);
+        float value = take_sum(sums, row, token) * (MXFP4_FACTOR / Z_FACTOR);
         for (int slot = 0; slot < top_k; slot++)
             value += __ldcg(weights + token * top_k + slot) * __ldg(bias + (u64)chosen[token * top_k + slot] * hidden + feature);
         float* to = out + (u64)token * hidden + feature;

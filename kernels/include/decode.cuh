@@ -6,17 +6,15 @@ constexpr int DECODE_THREADS = 256;
 constexpr int DECODE_WARPS = DECODE_THREADS / WARP;
 /// Tokens of one launch: the N of the tensor-core product.
 constexpr int TOKENS = 8;
-/// Tiles a warp has under way: 8 warps x 4 x 512 B x 2-3 blocks keep 32-48 KB a multiprocessor in flight, more than the
-/// 28 KB that 4.6 TB/s need at 0.8 us.
-constexpr int AHEAD = 4;
-
 enum Format { BF16 = 0, Q8 = 1, MXFP4 = 2 };
 
-/// One lane's share of a tile, as loaded.
+/// One lane's share of a tile, as loaded. AHEAD is how many a warp has under way: about all that it has of one row tile, so
+/// that everything is on its way while activations are staged. 8 warps x 6 x 512 B x 2 blocks are 48 KB a multiprocessor;
+/// 4.6 TB/s at 0.8 us need 28 KB.
 template <int FORMAT> struct Share;
 
 template <> struct Share<BF16> {
-    static constexpr int K = 32;
+    static constexpr int K = 32, AHEAD = 5;
     uint4 w[2];
     DEVICE void load(const u8* tiles, const u8*, u64 tile, int lane) {
         w[0] = load_weights(tiles + tile * 1024 + lane * 16);
@@ -25,7 +23,7 @@ template <> struct Share<BF16> {
 };
 
 template <> struct Share<Q8> {
-    static constexpr int K = 32;
+    static constexpr int K = 32, AHEAD = 6;
     uint4 w;
     u16 low, high; // scales of rows g and g + 8
     DEVICE void load(const u8* tiles, const u8* scales, u64 tile, int lane) {
@@ -37,7 +35,7 @@ template <> struct Share<Q8> {
 };
 
 template <> struct Share<MXFP4> {
-    static constexpr int K = 64;
+    static constexpr int K = 64, AHEAD = 6;
     uint4 w;
     u32 s; // bytes: row g group 0, group 1, row g + 8 group 0, group 1
     DEVICE void load(const u8* tiles, const u8* scales, u64 tile, int lane) {
@@ -46,8 +44,8 @@ template <> struct Share<MXFP4> {
     }
 };
 
-/// Activations of up to eight tokens in shared memory. F16 times `1 / factor` of the token, a power of two that keeps any
-/// finite row in F16's range; for BF16 weights a high and a low BF16 part instead, so that nothing is lost to rounding.
+/// Activations of up to eight tokens in shared memory. F16 times `1 / factor` of the token, a power of two that brings any
+/// finite row to at most 1 (for MXFP4 weights to at most 2^14); for BF16 weights a high and a low BF16 part instead, so that nothing is lost to rounding.
 struct Staged {
     const u8* values; // [tokens][stride]
     u32 stride;       // bytes; 64 beyond a multiple of 128, so that the lanes of a load fall on different banks
@@ -98,8 +96,8 @@ DEVICE void multiply(float (&sum)[4], const Share<Q8>& share, const Staged& x, i
     multiply_q8(sum, share, fragment(x, k, lane, n));
 }
 
-/// Both groups of an MXFP4 tile. `even`, `odd`: factors of the lane's two token columns.
-DEVICE void multiply_mxfp4(float (&sum)[4], const Share<MXFP4>& share, const uint4 (&b)[2], float even, float odd) {
+/// Both groups of an MXFP4 tile.
+DEVICE void multiply_mxfp4(float (&sum)[4], const Share<MXFP4>& share, const uint4 (&b)[2]) {
 #pragma unroll
     for (int group = 0; group < 2; group++) {
         float part[4] = {0, 0, 0, 0};
@@ -108,21 +106,22 @@ DEVICE void multiply_mxfp4(float (&sum)[4], const Share<MXFP4>& share, const uin
         mma_f16(part, a, b[group].x, b[group].y);
         mxfp4_fragment(group ? share.w.w : share.w.y, a);
         mma_f16(part, a, b[group].z, b[group].w);
-        float low = from_e8m0((share.s >> (8 * group)) & 255), high = from_e8m0((share.s >> (16 + 8 * group)) & 255);
-        sum[0] += (part[0] * even) * low;
-        sum[1] += (part[1] * odd) * low;
-        sum[2] += (part[2] * even) * high;
-        sum[3] += (part[3] * odd) * high;
+        float low = from_e8m0(share.s, group), high = from_e8m0(share.s, 2 + group);
+        sum[0] += part[0] * low;
+        sum[1] += part[1] * low;
+        sum[2] += part[2] * high;
+        sum[3] += part[3] * high;
     }
 }
 
 DEVICE void multiply(float (&sum)[4], const Share<MXFP4>& share, const Staged& x, int k, int lane, int n) {
     uint4 b[2] = {fragment(x, k, lane, n), fragment(x, k + 32, lane, n)};
-    multiply_mxfp4(sum, share, b, MXFP4_FACTOR, MXFP4_FACTOR);
+    multiply_mxfp4(sum, share, b);
 }
 
 /// One warp's products of row tile `tile0 / k_tiles` with the staged activations, over k tiles first, first + step, ...
 template <int FORMAT> struct Walk {
+    static constexpr int AHEAD = Share<FORMAT>::AHEAD;
     Share<FORMAT> shares[AHEAD];
 
     /// Starts the first loads; needs no activations yet.
@@ -181,7 +180,7 @@ DEVICE void stage(const float* x, int x_stride, int n, int k, int padded_k, cons
     float factor = FORMAT == BF16 ? 1.0f : power_above(largest * scale);
     if (row < n) {
         if (from == 0) factors[row] = factor;
-        float inverse = 1.0f / factor;
+        float inverse = (FORMAT == MXFP4 ? MXFP4_FACTOR : 1.0f) / factor;
         u8* to = values + row * stride;
         for (int i = from; i < padded_k / 4; i += step) {
             float4 v = make_float4(0, 0, 0, 0);

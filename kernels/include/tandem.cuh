@@ -47,8 +47,12 @@ DEVICE u32 pack_f16(float low, float high) {
     return out;
 }
 
-/// 2^(byte - 127); byte 0 is subnormal, byte 255 never gets here.
-DEVICE float from_e8m0(u32 byte) { return byte ? from_bits(byte << 23) : from_bits(0x00400000u); }
+/// 2^(byte - 127) of byte number `index` of a word. Byte 0 is 2^-127, a subnormal with the bits 0x00400000, which is less
+/// than what any other byte gives; byte 255 never gets here.
+DEVICE float from_e8m0(u32 word, int index) {
+    u32 bits = __byte_perm(word, 0, index << 12 | 0x0444) >> 1;
+    return from_bits(bits > 0x00400000u ? bits : 0x00400000u);
+}
 
 /// The least power of two that is at least `x`, for finite x > 0; 1 for x = 0.
 DEVICE float power_above(float x) {
@@ -126,6 +130,7 @@ DEVICE void mxfp4_fragment(u32 word, u32 (&a)[4]) {
         a[i] = (top & 0x80008000u) | ((top >> 3) & 0x0E000E00u);
     }
 }
+/// So activations that meet them are staged times 2^14: as they are at most 1 before, F16 holds them.
 constexpr float MXFP4_FACTOR = 16384.0f;
 
 /// Eight bytes q + 128 to F16: 0x6400 | byte is 1024 + byte.

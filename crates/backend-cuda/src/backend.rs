@@ -58,6 +58,9 @@ pub(crate) struct Scratch {
     pub(crate) results: Option<DeviceMemory>,
     /// Rows by expert, and tiles of them.
     pub(crate) groups: Option<DeviceMemory>,
+    /// Maxima and sums of chunks of logits; tokens chosen from them.
+    pub(crate) chunks: Option<DeviceMemory>,
+    pub(crate) tokens: Option<DeviceMemory>,
     /// Counters of blocks that have arrived, all zero between kernels.
     pub(crate) arrived: Option<DeviceMemory>,
 }

@@ -4,8 +4,8 @@ use std::ffi::c_void;
 
 use cudarc::driver::result;
 use tandem_backend::{
-    AttentionContext, AttentionKind, Backend, BackendError, Batch, DenseFormat, ExpertsShape, ExpertsSource, KvShape,
-    Rope, RowSource, StepLimits,
+    AttentionContext, AttentionKind, Backend, BackendError, Batch, DenseFormat, Draw, ExpertsShape, ExpertsSource,
+    KvShape, Rope, RowSource, StepLimits,
 };
 
 use crate::backend::{CudaBackend, ensure};
@@ -234,6 +234,7 @@ impl CudaBackend {
                     count,
                     top_k,
                     ids,
+                    weights,
                     experts.gate_up.tiles.at(0),
                     experts.gate_up.scales.at(0),
                     experts.gate_up_bias.memory.at(0),
@@ -341,6 +342,35 @@ impl CudaBackend {
         )
     }
 
+    fn draw_some(
+        &self,
+        logits: &CudaBuffer,
+        first: usize,
+        draws: &[Draw],
+        tokens: &mut [u32],
+    ) -> Result<(), BackendError> {
+        const NONE: f32 = 0.0;
+        let mut list = DrawList { uniform: [0.0; DRAWS_MAX], inverse_temperature: [NONE; DRAWS_MAX] };
+        for (i, draw) in draws.iter().enumerate() {
+            list.uniform[i] = draw.uniform;
+            list.inverse_temperature[i] = if draw.temperature > 0.0 { draw.temperature.recip() } else { NONE };
+        }
+        let mut state = self.state();
+        let scratch = &mut state.scratch;
+        let chunks = ensure(&self.device, &mut scratch.chunks, DRAWS_MAX * DRAW_CHUNKS * 12, "chunks of logits")?;
+        let arrived = ensure(&self.device, &mut scratch.arrived, COUNTER_BYTES, "counters")?;
+        let chosen = ensure(&self.device, &mut scratch.tokens, DRAWS_MAX * 4, "chosen tokens")?;
+        let mut arguments =
+            [logits.row(first).into(), logits.width.into(), Argument::from(chunks), arrived.into(), chosen.into()];
+        let mut values: Vec<*mut c_void> = arguments.iter_mut().map(Argument::address).collect();
+        values.insert(2, std::ptr::from_mut(&mut list).cast());
+        let shape = Launch { grid: (DRAW_CHUNKS, draws.len(), 1), threads: THREADS, shared: 0 };
+        self.device.launch_raw(self.kernels.draw_tokens, shape, &mut values, true)?;
+        self.device.synchronize()?;
+        // SAFETY: room for DRAWS_MAX tokens, and no more are asked for.
+        unsafe { result::memcpy_dtoh_sync(tokens, chosen) }.map_err(|error| failed("reading chosen tokens", error))
+    }
+
     /// Launches with the cache's description, a structure, as argument number `place`.
     fn launch_with_cache(
         &self,
@@ -384,6 +414,17 @@ struct Cache {
 #[repr(C)]
 struct RowList {
     rows: [i32; GATHER_MAX],
+}
+
+/// Rows of one launch of `draw.cu`, and blocks of a row.
+const DRAWS_MAX: usize = 64;
+const DRAW_CHUNKS: usize = 64;
+
+/// `Draws` of `draw.cu`.
+#[repr(C)]
+struct DrawList {
+    uniform: [f64; DRAWS_MAX],
+    inverse_temperature: [f32; DRAWS_MAX],
 }
 
 /// Counters: of the router, and of 8 decoding rows' attention.
@@ -598,6 +639,20 @@ impl Backend for CudaBackend {
             values.insert(2, std::ptr::from_mut(&mut list).cast());
             let shape = Launch { grid: (some.len(), 1, 1), threads: THREADS, shared: 0 };
             self.device.launch_raw(self.kernels.gather_rows, shape, &mut values, true)?;
+        }
+        Ok(())
+    }
+
+    const DRAWS: bool = true;
+
+    fn draw(&self, logits: &CudaBuffer, draws: &[Draw], tokens: &mut [u32]) -> Result<(), BackendError> {
+        logits.check("logits", draws.len(), logits.width)?;
+        if draws.len() != tokens.len() {
+            return Err(BackendError::Shape(format!("{} draws of {} tokens", draws.len(), tokens.len())));
+        }
+        for (chunk, some) in draws.chunks(DRAWS_MAX).enumerate() {
+            let first = chunk * DRAWS_MAX;
+            self.draw_some(logits, first, some, &mut tokens[first..first + some.len()])?;
         }
         Ok(())
     }

@@ -78,6 +78,15 @@ pub struct StepLimits {
     pub blocks: usize,
 }
 
+/// How a token is chosen from a row of logits, where nothing but a temperature has a say.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Draw {
+    /// 0 takes the likeliest token, lowest id on a tie.
+    pub temperature: f32,
+    /// A random number in [0, 1): the inverse of the cumulative distribution is taken there, in order of token id.
+    pub uniform: f64,
+}
+
 /// A device that runs gpt-oss, operation by operation, in the order called.
 ///
 /// Activations are row-major `f32` buffers `[rows, width]`; an operation reads and writes the first `n` rows, where `n`
@@ -207,6 +216,13 @@ pub trait Backend: Send {
     fn add(&self, x: &mut Self::Buffer, n: usize, y: &Self::Buffer) -> Result<(), BackendError>;
     /// `out[i] = x[rows[i]]`.
     fn gather(&self, x: &Self::Buffer, rows: &[usize], out: &mut Self::Buffer) -> Result<(), BackendError>;
+
+    /// Whether [`Backend::draw`] works. Where it does not, logits are brought to the host.
+    const DRAWS: bool = false;
+    /// Chooses `tokens[i]` from row `i` of `logits` as `draws[i]` says.
+    fn draw(&self, _logits: &Self::Buffer, _draws: &[Draw], _tokens: &mut [u32]) -> Result<(), BackendError> {
+        Err(BackendError::Unsupported("this device draws no tokens".into()))
+    }
 
     // ---- operations that follow one another, as one: devices for which a launch or a pass over memory is dear do better ----
 

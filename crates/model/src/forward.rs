@@ -1,8 +1,8 @@
 //! The gpt-oss forward pass over any [`Backend`].
 
 use tandem_backend::{
-    AttentionContext, AttentionKind, Backend, BackendError, Batch, DenseFormat, ExpertsShape, ExpertsSource, KvFormat,
-    KvShape, Rope, StepLimits,
+    AttentionContext, AttentionKind, Backend, BackendError, Batch, DenseFormat, Draw, ExpertsShape, ExpertsSource,
+    KvFormat, KvShape, Rope, StepLimits,
 };
 use tandem_step::{Capacity, Pool};
 
@@ -10,8 +10,8 @@ use crate::layout::{LayerTensor, TensorId};
 use crate::weights::{self, WeightStore};
 use crate::{CheckpointError, Config, LayerKind};
 
-/// Rows of logits computed at a time; bounds the logits buffer at 32 x vocab x 4 bytes (26 MB for gpt-oss).
-pub const LOGIT_ROWS: usize = 32;
+/// Rows of logits computed at a time; bounds the logits buffer at 64 x vocab x 4 bytes (51 MB for gpt-oss).
+pub const LOGIT_ROWS: usize = 64;
 
 /// Number formats of a loaded model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,18 +174,40 @@ impl<B: Backend> Model<B> {
     /// Logits of the given rows of the last [`Model::forward`], handed to `each` one row at a time with its index in
     /// `rows`; the slice holds `vocab` values and may be changed.
     pub fn logits(&mut self, rows: &[usize], mut each: impl FnMut(usize, &mut [f32])) -> Result<(), ModelError> {
-        let Self { backend, scratch: s, config, .. } = self;
         for (chunk, some) in rows.chunks(LOGIT_ROWS).enumerate() {
-            let n = some.len();
-            backend.gather(&s.residual, some, &mut s.last)?;
-            let norm = (&self.final_norm, config.rms_eps);
-            backend.norm_linear(&s.last, n, norm, &self.lm_head, None, &mut s.last_normed, &mut s.logits)?;
-            let host = &mut s.host_logits[..n * config.vocab];
+            self.unembed(some)?;
+            let Self { backend, scratch: s, config, .. } = self;
+            let host = &mut s.host_logits[..some.len() * config.vocab];
             backend.download(&s.logits, 0, host)?;
             for (i, logits) in host.chunks_exact_mut(config.vocab).enumerate() {
                 each(chunk * LOGIT_ROWS + i, logits);
             }
         }
+        Ok(())
+    }
+
+    /// Whether [`Model::draw`] works on this device.
+    pub fn draws(&self) -> bool {
+        B::DRAWS
+    }
+
+    /// Tokens chosen on the device from the logits of the given rows of the last [`Model::forward`].
+    pub fn draw(&mut self, rows: &[(usize, Draw)]) -> Result<Vec<u32>, ModelError> {
+        let mut tokens = vec![0; rows.len()];
+        for (some, tokens) in rows.chunks(LOGIT_ROWS).zip(tokens.chunks_mut(LOGIT_ROWS)) {
+            let (indices, draws): (Vec<usize>, Vec<Draw>) = some.iter().copied().unzip();
+            self.unembed(&indices)?;
+            self.backend.draw(&self.scratch.logits, &draws, tokens)?;
+        }
+        Ok(tokens)
+    }
+
+    /// Logits of at most [`LOGIT_ROWS`] rows, on the device.
+    fn unembed(&mut self, rows: &[usize]) -> Result<(), ModelError> {
+        let Self { backend, scratch: s, config, .. } = self;
+        backend.gather(&s.residual, rows, &mut s.last)?;
+        let norm = (&self.final_norm, config.rms_eps);
+        backend.norm_linear(&s.last, rows.len(), norm, &self.lm_head, None, &mut s.last_normed, &mut s.logits)?;
         Ok(())
     }
 }

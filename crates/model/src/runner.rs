@@ -2,14 +2,14 @@
 
 use std::time::Instant;
 
-use tandem_backend::{Backend, Batch, Sequence};
+use tandem_backend::{Backend, Batch, Draw, Sequence};
 use tandem_step::{
     BlockAssignment, BlockCopy, Capacity, Input, Masker, Pool, Row, RowResult, Sampling, Start, StepPlan, StepResult,
     StepTimings,
 };
 
 use crate::forward::{Model, ModelError};
-use crate::sampler::{History, logprobs, sample};
+use crate::sampler::{self, History, logprobs, sample};
 
 /// A request as the worker sees it.
 struct Slot {
@@ -209,13 +209,21 @@ impl<B: Backend> Runner<B> {
 
     /// Samples and scores.
     fn choose(&mut self, plan: &StepPlan, tokens: &[u32]) -> Result<Vec<RowResult>, ModelError> {
-        let (rows, wants) = wanted(plan, tokens.len())?;
         let mut results: Vec<RowResult> = plan.rows.iter().map(|row| RowResult::empty(row.slot)).collect();
+        let (drawn, wanted) = self.share_out(plan, tokens.len())?;
+        if !drawn.is_empty() {
+            let draws: Vec<(usize, Draw)> = drawn.iter().map(|(row, _, draw)| (*row, *draw)).collect();
+            let tokens = self.model.draw(&draws)?;
+            for ((_, row, _), token) in drawn.iter().zip(tokens) {
+                slot_mut(&mut self.slots, plan.rows[*row].slot)?.take(token, &mut results[*row]);
+            }
+        }
+        let (rows, wants): (Vec<usize>, Vec<Want>) = wanted.into_iter().unzip();
         let (slots, masker) = (&mut self.slots, &mut self.masker);
         self.model.logits(&rows, |i, logits| match wants[i] {
             Want::Score { row, target, top } => results[row].scores.push(logprobs(logits, target, top)),
             Want::Token(row) => {
-                let next = plan.rows[row].position + plan.rows[row].input.len() as u32;
+                let next = next_position(&plan.rows[row]);
                 let index = plan.rows[row].slot;
                 if let Some(slot) = slots[index as usize].as_mut() {
                     let masker = masker.as_mut().filter(|_| slot.constrained);
@@ -224,6 +232,30 @@ impl<B: Backend> Runner<B> {
             }
         })?;
         Ok(results)
+    }
+
+    /// What is wanted of which rows of the batch: tokens that the device can draw (with their plan row), and the rest.
+    #[allow(clippy::type_complexity)]
+    fn share_out(
+        &self,
+        plan: &StepPlan,
+        tokens: usize,
+    ) -> Result<(Vec<(usize, usize, Draw)>, Vec<(usize, Want)>), ModelError> {
+        let (mut drawn, mut rest) = (Vec::new(), Vec::new());
+        for (row, want) in wanted(plan, tokens)? {
+            let draw = match want {
+                Want::Token(index) if self.model.draws() => {
+                    let slot = slot_ref(&self.slots, plan.rows[index].slot)?;
+                    slot.plain_draw(next_position(&plan.rows[index])).map(|draw| (row, index, draw))
+                }
+                _ => None,
+            };
+            match draw {
+                Some(draw) => drawn.push(draw),
+                None => rest.push((row, want)),
+            }
+        }
+        Ok((drawn, rest))
     }
 
     fn check_block(&self, pool: Pool, block: u32) -> Result<(), ModelError> {
@@ -236,7 +268,28 @@ impl<B: Backend> Runner<B> {
     }
 }
 
+/// Position of the token that a row's logits lead to.
+fn next_position(row: &Row) -> u32 {
+    row.position + row.input.len() as u32
+}
+
 impl Slot {
+    /// How the token at `position` is drawn, if a temperature is all there is to it.
+    fn plain_draw(&self, position: u32) -> Option<Draw> {
+        let plain = !self.constrained && self.sampling.logprobs.is_none();
+        if plain { sampler::plain_draw(&self.sampling, self.generated, position) } else { None }
+    }
+
+    /// Takes note of the token chosen for it.
+    fn take(&mut self, token: u32, result: &mut RowResult) {
+        result.token = Some(token);
+        self.sampled = Some(token);
+        self.generated += 1;
+        if self.sampling.needs_history() {
+            self.history.push(token);
+        }
+    }
+
     /// Samples the token at `position` from `logits`, as far as the masker allows, which knows the slot by a number.
     fn choose(
         &mut self,
@@ -259,19 +312,14 @@ impl Slot {
         if let (Some((masker, slot)), true) = (masker, mask.is_some()) {
             masker.push(slot, token);
         }
-        result.token = Some(token);
         result.logprobs = own.map(|(top, own)| logprobs(&own, token, top));
-        self.sampled = Some(token);
-        self.generated += 1;
-        if self.sampling.needs_history() {
-            self.history.push(token);
-        }
+        self.take(token, result);
     }
 }
 
 /// Which rows of the batch need logits, in ascending order, and what for.
-fn wanted(plan: &StepPlan, tokens: usize) -> Result<(Vec<usize>, Vec<Want>), ModelError> {
-    let (mut rows, mut wants) = (Vec::new(), Vec::new());
+fn wanted(plan: &StepPlan, tokens: usize) -> Result<Vec<(usize, Want)>, ModelError> {
+    let mut wants = Vec::new();
     let mut first = 0;
     for (index, row) in plan.rows.iter().enumerate() {
         if let Some(score) = &row.score {
@@ -279,18 +327,16 @@ fn wanted(plan: &StepPlan, tokens: usize) -> Result<(Vec<usize>, Vec<Want>), Mod
                 return bad(format!("{} targets for {} tokens", score.targets.len(), row.input.len()));
             }
             for (i, target) in score.targets.iter().enumerate() {
-                rows.push(first + i);
-                wants.push(Want::Score { row: index, target: *target, top: score.top });
+                wants.push((first + i, Want::Score { row: index, target: *target, top: score.top }));
             }
         }
         first += row.input.len();
         if row.sample {
-            rows.push(first - 1);
-            wants.push(Want::Token(index));
+            wants.push((first - 1, Want::Token(index)));
         }
     }
     debug_assert_eq!(first, tokens);
-    Ok((rows, wants))
+    Ok(wants)
 }
 
 /// Every position a row reads or writes must have a block.

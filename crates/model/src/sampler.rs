@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use tandem_backend::Draw;
 use tandem_step::{Sampling, TokenLogprobs};
 
 /// How often each token occurred, for the penalties.
@@ -60,6 +61,21 @@ pub fn sample(
         weights.draw(draw)
     } else {
         draw_from(&weights.truncate(sampling), draw)
+    }
+}
+
+/// How the token at `position` is drawn where neither penalties, biases nor truncation have a say; `None` where they do.
+pub fn plain_draw(sampling: &Sampling, generated: u32, position: u32) -> Option<Draw> {
+    let suppressed = generated < sampling.suppress_until && !sampling.suppress.is_empty();
+    if sampling.needs_history() || !sampling.logit_bias.is_empty() || suppressed {
+        return None;
+    }
+    let greedy = sampling.temperature <= 0.0 || sampling.top_k == 1;
+    let truncated = sampling.top_k != 0 || sampling.top_p < 1.0 || sampling.min_p > 0.0;
+    match (greedy, truncated) {
+        (true, _) => Some(Draw { temperature: 0.0, uniform: 0.0 }),
+        (false, false) => Some(Draw { temperature: sampling.temperature, uniform: uniform(sampling.seed, position) }),
+        (false, true) => None,
     }
 }
 

@@ -87,16 +87,21 @@ impl Layer {
         self
     }
 
-    fn route<B: Backend>(&self, backend: &B, x: &B::Buffer, n: usize, top_k: usize) -> B::Routing {
+    /// The router's weights and bias.
+    pub(super) fn router<B: Backend>(&self, backend: &B) -> (B::Matrix, B::Vector) {
         let (router, _) = Rows::bf16(&self.router, self.shape.hidden);
         let (bias, _) = Rows::bf16(&self.router_bias, self.shape.experts);
-        let router = backend.matrix(&router, DenseFormat::Bf16).unwrap();
+        (backend.matrix(&router, DenseFormat::Bf16).unwrap(), backend.vector(&bias).unwrap())
+    }
+
+    fn route<B: Backend>(&self, backend: &B, x: &B::Buffer, n: usize, top_k: usize) -> B::Routing {
+        let (router, bias) = self.router(backend);
         let mut routing = backend.routing(n, top_k).unwrap();
-        backend.route(x, n, &router, &backend.vector(&bias).unwrap(), &mut routing).unwrap();
+        backend.route(x, n, &router, &bias, &mut routing).unwrap();
         routing
     }
 
-    fn load<B: Backend>(&self, backend: &B) -> Result<B::Experts, crate::BackendError> {
+    pub(super) fn load<B: Backend>(&self, backend: &B) -> Result<B::Experts, crate::BackendError> {
         let (gate_up_blocks, gate_up_scales) = self.gate_up.sources();
         let (down_blocks, down_scales) = self.down.sources();
         let (gate_up_bias, _) = Rows::bf16(&self.gate_up_bias, 2 * self.shape.intermediate);

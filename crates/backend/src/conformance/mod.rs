@@ -6,8 +6,10 @@
 mod attention;
 mod data;
 mod dense;
+mod draw;
 mod equalities;
 mod experts;
+mod fused;
 mod simple;
 
 pub use equalities::equalities;
@@ -57,6 +59,8 @@ pub fn run<B: Backend>(backend: &B, precision: Precision) -> Vec<f32> {
     dense::run(&mut suite);
     attention::run(&mut suite);
     experts::run(&mut suite);
+    draw::run(&mut suite);
+    fused::run(&mut suite);
     suite.outputs
 }
 

@@ -1,0 +1,58 @@
+//! Tokens drawn on the device, where it draws any.
+
+use super::{Suite, data::Random};
+use crate::{Backend, Draw};
+
+/// A device sums weights in f32: where the random number falls this close to a border, either side will do.
+const BORDER: f64 = 1e-4;
+
+pub(super) fn run<B: Backend>(suite: &mut Suite<'_, B>) {
+    if !B::DRAWS {
+        return;
+    }
+    for (rows, vocab) in [(1, 32), (3, 777), (64, 512), (2, 201_088), (70, 64)] {
+        let mut random = Random(vocab as u64);
+        let mut logits = random.normals(rows * vocab, 3.0);
+        // Impossible tokens, as suppression makes them, also at the ends.
+        logits.iter_mut().step_by(7).for_each(|logit| *logit = f32::NEG_INFINITY);
+        let draw = |row: usize, random: &mut Random| Draw {
+            temperature: [0.0, 0.7, 1.0, 1.9][row % 4],
+            uniform: [0.0_f64, 0.999_999_9, 0.5][row % 3].max(random.below(1000) as f64 / 1000.0),
+        };
+        let draws: Vec<Draw> = (0..rows).map(|row| draw(row, &mut random)).collect();
+        let buffer = suite.upload(&logits, vocab);
+        let mut tokens = vec![0; rows];
+        suite.backend.draw(&buffer, &draws, &mut tokens).unwrap();
+        for ((logits, draw), token) in logits.chunks(vocab).zip(&draws).zip(&tokens) {
+            check(logits, draw, *token as usize);
+        }
+        suite.outputs.extend(tokens.iter().map(|token| *token as f32));
+    }
+    ties(suite);
+}
+
+fn check(logits: &[f32], draw: &Draw, token: usize) {
+    let what = format!("{draw:?} over {} tokens gave {token}", logits.len());
+    assert!(logits[token] > f32::NEG_INFINITY, "{what}, an impossible one");
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    if draw.temperature == 0.0 {
+        assert_eq!(token, logits.iter().position(|logit| *logit == largest).unwrap(), "{what}");
+        return;
+    }
+    let weight = |logit: &f32| (f64::from(logit - largest) / f64::from(draw.temperature)).exp();
+    let total: f64 = logits.iter().map(weight).sum();
+    let before: f64 = logits[..token].iter().map(weight).sum::<f64>() / total;
+    let after = before + weight(&logits[token]) / total;
+    let (low, high) = (before - BORDER, after + BORDER);
+    assert!(low <= draw.uniform && draw.uniform <= high, "{what}: it covers {before} to {after}");
+}
+
+/// Equal logits: the first is the likeliest.
+fn ties<B: Backend>(suite: &mut Suite<'_, B>) {
+    let mut logits = vec![1.0; 1000];
+    logits[..300].fill(-1.0);
+    let buffer = suite.upload(&logits, 1000);
+    let mut tokens = [0];
+    suite.backend.draw(&buffer, &[Draw { temperature: 0.0, uniform: 0.0 }], &mut tokens).unwrap();
+    assert_eq!(tokens, [300], "the lowest id of equals");
+}
