@@ -1,13 +1,17 @@
 //! Structured output of a random model behind the real binary: it says nothing sensible, but what it was asked for.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
+use tandem_harmony::{Tokenizer, special};
 
 use crate::server::Server;
 
 /// A bias that makes a random model end its reasoning and close its strings sooner than chance would.
-fn impatience() -> Value {
-    // <|end|>, `"`, `"}`, `}`, `]`.
-    json!({"200007": 60, "1": 9, "18583": 9, "92": 9, "60": 9})
+pub fn impatience() -> Value {
+    let tokenizer = Tokenizer::shared();
+    let closing = ["\"", "\"}", "}", "]"].map(|text| (tokenizer.encode(text)[0].to_string(), json!(9)));
+    let mut bias: Map<String, Value> = closing.into_iter().collect();
+    bias.insert(special::END.to_string(), json!(60));
+    bias.into()
 }
 
 fn server(extra: &[&str]) -> Server {
