@@ -1,6 +1,8 @@
 //! Whole-program tests: the real binary, spoken to over HTTP.
 
 mod demo;
+mod mixed;
 mod refusals;
 mod server;
 mod serving;
+mod structured;

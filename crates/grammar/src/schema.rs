@@ -35,6 +35,20 @@ const SEARCH_MAX: usize = 100;
 /// A number beyond this may not be what it seems once it is a double.
 const EXACT_INTEGER_MAX: u64 = 1 << 53;
 
+/// Days that exist, leap years (Gregorian) included; and times without leap seconds, whose days a pattern cannot know.
+const DATE: &str = concat!(
+    "(?:[0-9]{4}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)",
+    "|02-(?:0[1-9]|1[0-9]|2[0-8]))",
+    "|(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)-02-29)",
+);
+const TIME: &str =
+    "(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\\.[0-9]{1,9})?(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])";
+
+/// Host names and mail addresses within the lengths that the Internet's standards allow.
+const HOSTNAME: &str =
+    "[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,57}[a-zA-Z0-9])?(?:\\.[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,57}[a-zA-Z0-9])?){0,3}";
+const MAILBOX: &str = "[a-zA-Z0-9_%+-]{1,20}(?:\\.[a-zA-Z0-9_%+-]{1,20}){0,2}";
+
 /// What a keyword's value is.
 enum Operand {
     Schema,
@@ -83,6 +97,7 @@ impl Check<'_> {
             };
             plain.insert(keyword.clone(), self.operand(&operand, value, &here)?);
         }
+        spell_out_format(&mut plain);
         Ok(Value::Object(plain))
     }
 
@@ -137,6 +152,24 @@ impl Check<'_> {
             Some(_) => Ok(Value::String(reference.to_string())),
             None => Err(ContentError::new(path, format!("'{reference}' leads nowhere in this schema"))),
         }
+    }
+}
+
+/// Replaces the formats that `llguidance` takes more loosely than validators do: it makes every year a leap year, and
+/// sets no limits to lengths.
+fn spell_out_format(schema: &mut Map<String, Value>) {
+    let pattern = match schema.get("format").and_then(Value::as_str) {
+        Some("date") => format!("^{DATE}$"),
+        Some("time") => format!("^{TIME}$"),
+        Some("date-time") => format!("^{DATE}T{TIME}$"),
+        Some("hostname") => format!("^{HOSTNAME}$"),
+        Some("email") => format!("^{MAILBOX}@{HOSTNAME}$"),
+        _ => return,
+    };
+    schema.shift_remove("format");
+    let also = schema.entry("allOf").or_insert_with(|| Value::Array(Vec::new()));
+    if let Some(list) = also.as_array_mut() {
+        list.push(serde_json::json!({"pattern": pattern}));
     }
 }
 

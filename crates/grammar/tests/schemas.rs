@@ -72,7 +72,8 @@ fn strings() {
     replies(&json!({"type": "string", "minLength": 3, "maxLength": 9}));
     replies(&json!({"type": "string", "pattern": "^[A-Z]{2}-\\d{3,5}$"}));
     replies(&json!({"type": "string", "pattern": "^ä+ß$"}));
-    for format in ["date", "time", "date-time", "uuid", "ipv4", "ipv6", "email"] {
+    replies(&json!({"type": "string", "format": "date", "pattern": "-02-"}));
+    for format in ["date", "time", "date-time", "duration", "uuid", "ipv4", "ipv6", "email", "hostname", "uri"] {
         replies(&json!({"type": "string", "format": format}));
     }
 }
