@@ -14,6 +14,22 @@ DEVICE void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
 
+// Barriers in shared memory: arrivals make a phase complete; a waiter names the phase's parity.
+DEVICE void barrier_init(u32 barrier, u32 arrivals) { asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory"); }
+DEVICE void barrier_arrive(u32 barrier) { asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory"); }
+
+// Arrives once this thread's earlier cp.async copies have landed.
+DEVICE void barrier_arrive_after_copies(u32 barrier) { asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory"); }
+
+DEVICE void barrier_wait(u32 barrier, u32 parity) {
+    asm volatile(
+        "{\n.reg .pred done;\nretry:\nmbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n@!done bra retry;\n}" ::"r"(barrier), "r"(parity) : "memory");
+}
+
+// The hardware's named barriers between two warpgroups.
+DEVICE void turn_wait(int id) { asm volatile("bar.sync %0, 256;" ::"r"(id) : "memory"); }
+DEVICE void turn_give(int id) { asm volatile("bar.arrive %0, 256;" ::"r"(id) : "memory"); }
+
 // Makes ordinary and cp.async writes to shared memory visible to the tensor cores, once a barrier follows.
 DEVICE void fence_shared_for_wgmma() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
@@ -64,15 +80,17 @@ DEVICE void wgmma(float* d, const u32 (&a)[4], u64 b) {
 }
 
 // One block's product of 128 weight rows with up to 256 activation rows by two warpgroups, each warp one row tile.
-// Weights go from fragment order through registers (dequantised for step k + 1 while step k multiplies); activations lie
-// in shared memory, swizzled, with k permuted within each 32 as the fragments have it. The instruction covers 64, 128, 192
-// or 256 columns, whatever `count` needs.
-// A stage is 256 * 128 bytes of activations, then the eight warps' tiles and scales; a stage is refilled two steps after
-// it was read.
+// Weights go from fragment order through registers; activations lie in shared memory, swizzled, with k permuted within each
+// 32 as the fragments have it. The instruction covers 64, 128, 192 or 256 columns, whatever `count` needs.
+// A warpgroup is held up while it issues products from registers, so the two take turns: one dequantises while the other's
+// products run. Each keeps two sets of fragments and waits for the product before the last.
+// A stage is 256 * 128 bytes of activations, then the eight warps' tiles and scales. All threads copy; `full` counts their
+// copies, `empty` the warps that have read a stage, so that the warpgroups may be steps apart.
 template <Format F, int STAGES>
 struct WideProduct {
     static constexpr int THREADS = 256, ROW_TILES = 8, MT = 1, NT = 256, X_BYTES = NT * 128;
     static constexpr int STAGE_BYTES = (X_BYTES + 8 * (Tile<F>::BYTES + Tile<F>::SCALE_BYTES) + 1023) / 1024 * 1024;
+    static constexpr int SHARED_BYTES = STAGES * STAGE_BYTES;
     static constexpr int SCALE_PIECES = Tile<F>::SCALE_BYTES / 16;
     static constexpr bool PERMUTED = true;
     typedef const u16* Input;
@@ -86,14 +104,30 @@ struct WideProduct {
     const u8 *from, *scales_from;
     const u16* x;
     u32 left, scales_left;
-    int column, columns;
-    int quarters;
+    int column, columns, quarters;
+    // The stages next to fill and to read, and the parities of their barriers; they run on from one product to the next.
+    u32 barriers, fill, fill_parity, read, read_parity;
 
     DEVICE WideProduct() {
+        __shared__ u64 storage[2 * STAGES];
         warp = threadIdx.x / 32, lane = threadIdx.x % 32;
         g = lane / 4, t = lane % 4;
+        barriers = shared_address(storage);
+        fill = read = read_parity = 0, fill_parity = 1;
+        if (threadIdx.x == 0) {
+            for (int s = 0; s < STAGES; s++) barrier_init(full(s), THREADS), barrier_init(empty(s), THREADS / 32);
+        }
+        __syncthreads();
+        if (warp >= 4) turn_give(1);
     }
 
+    // Leaves no turn given, so that the block can end.
+    DEVICE ~WideProduct() {
+        if (warp < 4) turn_wait(1);
+    }
+
+    DEVICE u32 full(u32 stage) const { return barriers + stage * 8; }
+    DEVICE u32 empty(u32 stage) const { return barriers + (STAGES + stage) * 8; }
     DEVICE int row_tile(int) const { return warp; }
     DEVICE bool owns(int) const { return true; }
 
@@ -116,11 +150,12 @@ struct WideProduct {
         x = activations, column = threadIdx.x % 8 * 8, columns = cols;
         quarters = (count + 63) / 64;
         steps();
-        copies_wait<0>();
         __syncthreads();
     }
 
-    DEVICE void load(u32 stage) {
+    DEVICE void load() {
+        barrier_wait(empty(fill), fill_parity);
+        const u32 stage = shared_address(dynamic_shared) + fill * STAGE_BYTES;
         const u32 weights = stage + X_BYTES + warp * Tile<F>::BYTES + lane * 16;
 #pragma unroll
         for (int i = 0; i < Tile<F>::BYTES / 512; i++) copy16(weights + i * 512, from + (i * 512 < left ? i * 512 : 0), i * 512 < left);
@@ -140,26 +175,45 @@ struct WideProduct {
             copy16(to + i * 32 * 128, x + (inside ? source[i] + column : 0), inside);
         }
         column += 64;
+        barrier_arrive_after_copies(full(fill));
+        fill_parity ^= fill + 1 == STAGES;
+        fill = fill + 1 == STAGES ? 0 : fill + 1;
     }
 
     DEVICE void steps() {
         const int count = (columns + 63) / 64;
-        const u32 shared = shared_address(dynamic_shared);
 #pragma unroll 1
-        for (int s = 0; s < STAGES - 2; s++) {
-            if (s < count) load(shared + s * STAGE_BYTES);
-            copies_commit();
-        }
+        for (int s = 0; s < min(STAGES - 2, count); s++) load();
         u32 even[2][2][4], odd[2][2][4];
-        u32 read = 0, write = (STAGES - 2) * STAGE_BYTES;
         int step = 0;
 #pragma unroll 1
         for (; step + 2 <= count; step += 2) {
-            one(even, shared, read, write, step + STAGES - 2 < count);
-            one(odd, shared, read, write, step + STAGES - 1 < count);
+            one(even, step + STAGES - 2 < count, step > 0);
+            one(odd, step + STAGES - 1 < count, true);
         }
-        if (step < count) one(even, shared, read, write, false);
+        if (step < count) one(even, false, step > 0);
         wgmma_wait<0>();
+        release();
+    }
+
+    // One step with one set of fragments. A set is rewritten once the product before the last has ended.
+    DEVICE void one(u32 (&a)[2][2][4], bool more, bool has_previous) {
+        if (more) load();
+        barrier_wait(full(read), read_parity);
+        fence_shared_for_wgmma();
+        const u32 stage = shared_address(dynamic_shared) + read * STAGE_BYTES;
+#pragma unroll
+        for (int group = 0; group < 2; group++)
+            fragments<F>(a[group], stage + X_BYTES + warp * Tile<F>::BYTES + lane * 16, stage + X_BYTES + 8 * Tile<F>::BYTES + warp * Tile<F>::SCALE_BYTES, group, g, row_scale);
+        const u64 b = swizzled_operand(stage);
+        turn_wait(1 + warp / 4);
+        if (quarters == 1) issue<64>(a, b);
+        else if (quarters == 2) issue<128>(a, b);
+        else if (quarters == 3) issue<192>(a, b);
+        else issue<256>(a, b);
+        if (has_previous) release();
+        read_parity ^= read + 1 == STAGES;
+        read = read + 1 == STAGES ? 0 : read + 1;
     }
 
     template <int N>
@@ -168,27 +222,13 @@ struct WideProduct {
 #pragma unroll
         for (int k = 0; k < 4; k++) wgmma<N, F == BF16>(&acc[0][0][0], a[k / 2][k % 2], b + 2 * k);
         wgmma_commit();
+        turn_give(2 - warp / 4);
         wgmma_wait<1>();
     }
 
-    // Steps alternate between two sets of fragments: a set is rewritten once the product before the last has ended.
-    DEVICE void one(u32 (&a)[2][2][4], u32 shared, u32& read, u32& write, bool more) {
-        copies_wait<STAGES - 3>();
-        fence_shared_for_wgmma();
-        __syncthreads();
-        if (more) load(shared + write);
-        copies_commit();
-        const u32 stage = shared + read;
-#pragma unroll
-        for (int group = 0; group < 2; group++)
-            fragments<F>(a[group], stage + X_BYTES + warp * Tile<F>::BYTES + lane * 16, stage + X_BYTES + 8 * Tile<F>::BYTES + warp * Tile<F>::SCALE_BYTES, group, g, row_scale);
-        const u64 b = swizzled_operand(stage);
-        if (quarters == 1) issue<64>(a, b);
-        else if (quarters == 2) issue<128>(a, b);
-        else if (quarters == 3) issue<192>(a, b);
-        else issue<256>(a, b);
-        read = read + STAGE_BYTES == STAGES * STAGE_BYTES ? 0 : read + STAGE_BYTES;
-        write = write + STAGE_BYTES == STAGES * STAGE_BYTES ? 0 : write + STAGE_BYTES;
+    // The stage before `read` has been read by this warp.
+    DEVICE void release() {
+        if (lane == 0) barrier_arrive(empty(read == 0 ? STAGES - 1 : read - 1));
     }
 };
 
