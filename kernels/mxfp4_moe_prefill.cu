@@ -23,9 +23,9 @@
         down<__VA_ARGS__>(weights, scales, bases, bias, z, y, tiles, n_tiles, pairs, rows, cols);                                      \
     }
 
-EXPERTS(16, 128, 4, TileProduct<MXFP4, 16, 2, 2, 2, 4>)
-EXPERTS(32, 128, 4, TileProduct<MXFP4, 32, 2, 2, 2, 4>)
-EXPERTS(64, 128, SMALL_SHARED ? 2 : 3, TileProduct<MXFP4, 64, 2, 4, 1, 4>)
+EXPERTS(16, 128, SMALL_SHARED ? 2 : 4, TileProduct<MXFP4, 16, 2, 4, 1, 7>)
+EXPERTS(32, 128, SMALL_SHARED ? 2 : 4, TileProduct<MXFP4, 32, 2, 4, 1, (SMALL_SHARED ? 5 : 6)>)
+EXPERTS(64, 128, SMALL_SHARED ? 2 : 4, TileProduct<MXFP4, 64, 2, 4, 1, 4>)
 EXPERTS(128, 128, 2, TileProduct<MXFP4, 128, 2, 4, 1, (SMALL_SHARED ? 2 : 4)>)
 #if HAS_WARPGROUP
 EXPERTS(wide, 256, 1, WideProduct<MXFP4, 6>)

@@ -14,22 +14,6 @@ DEVICE void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
 
-// Barriers in shared memory: arrivals make a phase complete; a waiter names the phase's parity.
-DEVICE void barrier_init(u32 barrier, u32 arrivals) { asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory"); }
-DEVICE void barrier_arrive(u32 barrier) { asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory"); }
-
-// Arrives once this thread's earlier cp.async copies have landed.
-DEVICE void barrier_arrive_after_copies(u32 barrier) { asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory"); }
-
-DEVICE void barrier_wait(u32 barrier, u32 parity) {
-    asm volatile(
-        "{\n.reg .pred done;\nretry:\nmbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n@!done bra retry;\n}" ::"r"(barrier), "r"(parity) : "memory");
-}
-
-// The hardware's named barriers between two warpgroups.
-DEVICE void turn_wait(int id) { asm volatile("bar.sync %0, 256;" ::"r"(id) : "memory"); }
-DEVICE void turn_give(int id) { asm volatile("bar.arrive %0, 256;" ::"r"(id) : "memory"); }
-
 // Makes ordinary and cp.async writes to shared memory visible to the tensor cores, once a barrier follows.
 DEVICE void fence_shared_for_wgmma() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
@@ -80,17 +64,15 @@ DEVICE void wgmma(float* d, const u32 (&a)[4], u64 b) {
 }
 
 // One block's product of 128 weight rows with up to 256 activation rows by two warpgroups, each warp one row tile.
-// Weights go from fragment order through registers; activations lie in shared memory, swizzled, with k permuted within each
-// 32 as the fragments have it. The instruction covers 64, 128, 192 or 256 columns, whatever `count` needs.
-// A warpgroup is held up while it issues products from registers, so the two take turns: one dequantises while the other's
-// products run. Each keeps two sets of fragments and waits for the product before the last.
-// A stage is 256 * 128 bytes of activations, then the eight warps' tiles and scales. All threads copy; `full` counts their
-// copies, `empty` the warps that have read a stage, so that the warpgroups may be steps apart.
+// Weights go from fragment order through registers (dequantised for step k + 1 while step k multiplies); activations lie
+// in shared memory, swizzled, with k permuted within each 32 as the fragments have it. The instruction covers 64, 128, 192
+// or 256 columns, whatever `count` needs.
+// A stage is 256 * 128 bytes of activations, then the eight warps' tiles and scales; a stage is refilled two steps after
+// it was read.
 template <Format F, int STAGES>
 struct WideProduct {
     static constexpr int THREADS = 256, ROW_TILES = 8, MT = 1, NT = 256, X_BYTES = NT * 128;
-    static constexpr int STAGE_BYTES = (X_BYTES + 8 * (Tile<F>::BYTES + Tile<F>::SCALE_BYTES) + 1023) / 1024 * 1024;
-    static constexpr int SHARED_BYTES = STAGES * STAGE_BYTES;
+    static constexpr int STAGE_BYTES = (X_BYTES + 8 * (Tile<F>::BYTES + Tile<F>::SCALE_BYTES) + 1023) / 1024 * 1024, SHARED_BYTES = STAGES * STAGE_BYTES;
     static constexpr int SCALE_PIECES = Tile<F>::SCALE_BYTES / 16;
     static constexpr bool PERMUTED = true;
     typedef const u16* Input;
@@ -104,30 +86,14 @@ struct WideProduct {
     const u8 *from, *scales_from;
     const u16* x;
     u32 left, scales_left;
-    int column, columns, quarters;
-    // The stages next to fill and to read, and the parities of their barriers; they run on from one product to the next.
-    u32 barriers, fill, fill_parity, read, read_parity;
+    int column, columns;
+    int quarters;
 
     DEVICE WideProduct() {
-        __shared__ u64 storage[2 * STAGES];
         warp = threadIdx.x / 32, lane = threadIdx.x % 32;
         g = lane / 4, t = lane % 4;
-        barriers = shared_address(storage);
-        fill = read = read_parity = 0, fill_parity = 1;
-        if (threadIdx.x == 0) {
-            for (int s = 0; s < STAGES; s++) barrier_init(full(s), THREADS), barrier_init(empty(s), THREADS / 32);
-        }
-        __syncthreads();
-        if (warp >= 4) turn_give(1);
     }
 
-    // Leaves no turn given, so that the block can end.
-    DEVICE ~WideProduct() {
-        if (warp < 4) turn_wait(1);
-    }
-
-    DEVICE u32 full(u32 stage) const { return barriers + stage * 8; }
-    DEVICE u32 empty(u32 stage) const { return barriers + (STAGES + stage) * 8; }
     DEVICE int row_tile(int) const { return warp; }
     DEVICE bool owns(int) const { return true; }
 
@@ -145,17 +111,16 @@ struct WideProduct {
         }
         left = valid ? Tile<F>::stride(cols) : 0;
         from = weights + (valid ? (u64)tile * Tile<F>::stride(cols) : 0) + lane * 16;
-        scales_left = valid && lane * 16 < Tile<F>::SCALE_BYTES ? Tile<F>::scale_stride(cols) - lane * 16 : 0;
+        scales_left = valid && lane * 16 < Tile<F>::scale_stride(cols) ? Tile<F>::scale_stride(cols) - lane * 16 : 0;
         scales_from = scales + (scales_left ? (u64)tile * Tile<F>::scale_stride(cols) + lane * 16 : 0);
         x = activations, column = threadIdx.x % 8 * 8, columns = cols;
         quarters = (count + 63) / 64;
         steps();
+        copies_wait<0>();
         __syncthreads();
     }
 
-    DEVICE void load() {
-        barrier_wait(empty(fill), fill_parity);
-        const u32 stage = shared_address(dynamic_shared) + fill * STAGE_BYTES;
+    DEVICE void load(u32 stage) {
         const u32 weights = stage + X_BYTES + warp * Tile<F>::BYTES + lane * 16;
 #pragma unroll
         for (int i = 0; i < Tile<F>::BYTES / 512; i++) copy16(weights + i * 512, from + (i * 512 < left ? i * 512 : 0), i * 512 < left);
@@ -175,60 +140,69 @@ struct WideProduct {
             copy16(to + i * 32 * 128, x + (inside ? source[i] + column : 0), inside);
         }
         column += 64;
-        barrier_arrive_after_copies(full(fill));
-        fill_parity ^= fill + 1 == STAGES;
-        fill = fill + 1 == STAGES ? 0 : fill + 1;
     }
 
     DEVICE void steps() {
         const int count = (columns + 63) / 64;
+        const u32 shared = shared_address(dynamic_shared);
 #pragma unroll 1
-        for (int s = 0; s < min(STAGES - 2, count); s++) load();
+        for (int s = 0; s < STAGES - 2; s++) {
+            if (s < count) load(shared + s * STAGE_BYTES);
+            copies_commit();
+        }
+        copies_wait<STAGES - 3>();
+        __syncthreads();
         u32 even[2][2][4], odd[2][2][4];
+        dequantise(even[0], shared, 0);
+        dequantise(even[1], shared, 1);
+        u32 read = 0, write = (STAGES - 2) * STAGE_BYTES;
         int step = 0;
 #pragma unroll 1
         for (; step + 2 <= count; step += 2) {
-            one(even, step + STAGES - 2 < count, step > 0);
-            one(odd, step + STAGES - 1 < count, true);
+            one(even, odd, shared, read, write, step + STAGES - 2 < count, true);
+            one(odd, even, shared, read, write, step + STAGES - 1 < count, step + 2 < count);
         }
-        if (step < count) one(even, false, step > 0);
+        if (step < count) one(even, odd, shared, read, write, false, false);
         wgmma_wait<0>();
-        release();
     }
 
-    // One step with one set of fragments. A set is rewritten once the product before the last has ended.
-    DEVICE void one(u32 (&a)[2][2][4], bool more, bool has_previous) {
-        if (more) load();
-        barrier_wait(full(read), read_parity);
+    // Issues the products of one step and, between its halves, dequantises the next one's fragments: issuing holds a warp up
+    // until the product before has begun, so there is always one running meanwhile. `next` was the step before's set, whose
+    // products the wait inside the first half has seen end.
+    DEVICE void one(u32 (&a)[2][2][4], u32 (&next)[2][2][4], u32 shared, u32& read, u32& write, bool more, bool has_next) {
+        copies_wait<STAGES - 4>();
         fence_shared_for_wgmma();
-        const u32 stage = shared_address(dynamic_shared) + read * STAGE_BYTES;
-#pragma unroll
-        for (int group = 0; group < 2; group++)
-            fragments<F>(a[group], stage + X_BYTES + warp * Tile<F>::BYTES + lane * 16, stage + X_BYTES + 8 * Tile<F>::BYTES + warp * Tile<F>::SCALE_BYTES, group, g, row_scale);
-        const u64 b = swizzled_operand(stage);
-        turn_wait(1 + warp / 4);
-        if (quarters == 1) issue<64>(a, b);
-        else if (quarters == 2) issue<128>(a, b);
-        else if (quarters == 3) issue<192>(a, b);
-        else issue<256>(a, b);
-        if (has_previous) release();
-        read_parity ^= read + 1 == STAGES;
-        read = read + 1 == STAGES ? 0 : read + 1;
+        __syncthreads();
+        const u64 b = swizzled_operand(shared + read);
+        read = read + STAGE_BYTES == SHARED_BYTES ? 0 : read + STAGE_BYTES;
+        half_step<1>(a[0], b);
+        if (has_next) dequantise(next[0], shared + read, 0);
+        half_step<2>(a[1], b + 4);
+        if (more) load(shared + write);
+        copies_commit();
+        write = write + STAGE_BYTES == SHARED_BYTES ? 0 : write + STAGE_BYTES;
+        if (has_next) dequantise(next[1], shared + read, 1);
     }
 
-    template <int N>
-    DEVICE void issue(u32 (&a)[2][2][4], u64 b) {
+    DEVICE void dequantise(u32 (&a)[2][4], u32 stage, int group) {
+        fragments<F>(a, stage + X_BYTES + warp * Tile<F>::BYTES + lane * 16, stage + X_BYTES + 8 * Tile<F>::BYTES + warp * Tile<F>::SCALE_BYTES, group, g, row_scale);
+    }
+
+    template <int PENDING>
+    DEVICE void half_step(u32 (&a)[2][4], u64 b) {
+        if (quarters == 1) issue<64, PENDING>(a, b);
+        else if (quarters == 2) issue<128, PENDING>(a, b);
+        else if (quarters == 3) issue<192, PENDING>(a, b);
+        else issue<256, PENDING>(a, b);
+    }
+
+    template <int N, int PENDING>
+    DEVICE void issue(u32 (&a)[2][4], u64 b) {
         wgmma_fence();
-#pragma unroll
-        for (int k = 0; k < 4; k++) wgmma<N, F == BF16>(&acc[0][0][0], a[k / 2][k % 2], b + 2 * k);
+        wgmma<N, F == BF16>(&acc[0][0][0], a[0], b);
+        wgmma<N, F == BF16>(&acc[0][0][0], a[1], b + 2);
         wgmma_commit();
-        turn_give(2 - warp / 4);
-        wgmma_wait<1>();
-    }
-
-    // The stage before `read` has been read by this warp.
-    DEVICE void release() {
-        if (lane == 0) barrier_arrive(empty(read == 0 ? STAGES - 1 : read - 1));
+        wgmma_wait<PENDING>();
     }
 };
 
