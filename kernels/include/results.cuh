@@ -2,13 +2,27 @@
 #pragma once
 #include "prefill.cuh"
 
+// Four neighbouring values of a row of `rows`, as one store where rows is a multiple of 4.
+DEVICE void store4(float* to, int row, int rows, float4 v, bool accumulate) {
+    if (rows % 4 == 0) {
+        if (row >= rows) return;
+        float4* at = (float4*)(to + row);
+        if (accumulate) v.x += at->x, v.y += at->y, v.z += at->z, v.w += at->w;
+        *at = v;
+        return;
+    }
+    const float values[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        if (row + i < rows) to[row + i] = accumulate ? to[row + i] + values[i] : values[i];
+}
+
 // to(token)[row] = sum * factor(row) + bias(row), or added to it, for the block's rows and tokens < count. Through shared
 // memory to 16-byte stores where the tile fits; otherwise eight lanes store 32 neighbouring bytes.
 template <class Product, class Factor, class Bias, class To>
 DEVICE void store_rows(const Product& p, int first_tile, int rows, int count, Factor factor, Bias bias, To to, bool accumulate) {
     constexpr int ROWS = Product::ROW_TILES * 16, PITCH = ROWS * 4 + 16;
     constexpr bool STAGED = Product::NT * PITCH <= Product::SHARED_BYTES;
-    const bool staged = STAGED && rows % 4 == 0;
 #pragma unroll
     for (int m = 0; m < Product::MT; m++)
 #pragma unroll
@@ -23,7 +37,7 @@ DEVICE void store_rows(const Product& p, int first_tile, int rows, int count, Fa
                     const int token = n * 8 + p.t * 2 + c;
                     if (!p.owns(n) || token >= count) continue;
                     const float v = p.acc[m][n][half * 2 + c] * f + b;
-                    if (staged) {
+                    if constexpr (STAGED) {
                         *(float*)(dynamic_shared + token * PITCH + local * 4) = v;
                     } else {
                         float* at = to(token) + row;
@@ -31,18 +45,10 @@ DEVICE void store_rows(const Product& p, int first_tile, int rows, int count, Fa
                     }
                 }
         }
-    if (staged) {
+    if constexpr (STAGED) {
         __syncthreads();
-        const int row = first_tile * 16 + threadIdx.x % (ROWS / 4) * 4;
-        for (int token = threadIdx.x / (ROWS / 4); token < count && row < rows; token += Product::THREADS / (ROWS / 4)) {
-            float4 v = *(const float4*)(dynamic_shared + token * PITCH + threadIdx.x % (ROWS / 4) * 16);
-            float4* at = (float4*)(to(token) + row);
-            if (accumulate) {
-                const float4 old = *at;
-                v.x += old.x, v.y += old.y, v.z += old.z, v.w += old.w;
-            }
-            *at = v;
-        }
+        const int local = threadIdx.x % (ROWS / 4) * 4, row = first_tile * 16 + local;
+        for (int token = threadIdx.x / (ROWS / 4); token < count; token += Product::THREADS / (ROWS / 4)) store4(to(token), row, rows, *(const float4*)(dynamic_shared + token * PITCH + local * 4), accumulate);
     }
     __syncthreads();
 }
