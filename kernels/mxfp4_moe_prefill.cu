@@ -9,12 +9,12 @@
 
 // weights, scales, bases, bias: MXFP4 in fragment order, [expert]...; bias f32 in the checkpoint's order or null.
 // x f16 [n, cols]; z f16 [pairs, rows / 2]; y f32 [pairs, rows].
-#define EXPERTS(NAME, THREADS, BLOCKS, STAGES, ...)                                                                                    \
+#define EXPERTS(NAME, THREADS, BLOCKS, ...)                                                                                    \
     extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) mxfp4_moe_gate_up_##NAME(                                            \
         const u8* __restrict__ weights, const u8* __restrict__ scales, const u8* __restrict__ bases, const float* __restrict__ bias,   \
         const u16* __restrict__ x, u16* __restrict__ z, const int4* __restrict__ tiles, const int* __restrict__ n_tiles,               \
         const int* __restrict__ pairs, int rows, int cols, int top_k, float limit, float alpha) {                                      \
-        gate_up<__VA_ARGS__, STAGES>(weights, scales, bases, bias, x, F16Results<__VA_ARGS__>{z}, tiles, n_tiles, pairs, rows, cols, top_k, limit, alpha);      \
+        gate_up<__VA_ARGS__>(weights, scales, bases, bias, x, F16Results<__VA_ARGS__>{z}, tiles, n_tiles, pairs, rows, cols, top_k, limit, alpha);      \
     }                                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) mxfp4_moe_down_##NAME(                                               \
         const u8* __restrict__ weights, const u8* __restrict__ scales, const u8* __restrict__ bases, const float* __restrict__ bias,   \
@@ -23,12 +23,12 @@
         down<__VA_ARGS__>(weights, scales, bases, bias, z, y, tiles, n_tiles, pairs, rows, cols);                                      \
     }
 
-EXPERTS(16, 128, 4, 4, TileProduct<MXFP4, 16, 2, 2, 2, 4>)
-EXPERTS(32, 128, 4, 4, TileProduct<MXFP4, 32, 2, 2, 2, 4>)
-EXPERTS(64, 128, SMALL_SHARED ? 2 : 3, 4, TileProduct<MXFP4, 64, 2, 4, 1, 4>)
-EXPERTS(128, 128, 2, SMALL_SHARED ? 2 : 4, TileProduct<MXFP4, 128, 2, 4, 1, (SMALL_SHARED ? 2 : 4)>)
+EXPERTS(16, 128, SMALL_SHARED ? 2 : 4, TileProduct<MXFP4, 16, 2, 4, 1, 7>)
+EXPERTS(32, 128, SMALL_SHARED ? 2 : 4, TileProduct<MXFP4, 32, 2, 4, 1, (SMALL_SHARED ? 5 : 6)>)
+EXPERTS(64, 128, SMALL_SHARED ? 2 : 4, TileProduct<MXFP4, 64, 2, 4, 1, 4>)
+EXPERTS(128, 128, 2, TileProduct<MXFP4, 128, 2, 4, 1, (SMALL_SHARED ? 2 : 4)>)
 #if HAS_WARPGROUP
-EXPERTS(wide, 256, 1, 6, WideProduct<MXFP4, 6>)
+EXPERTS(wide, 256, 1, WideProduct<MXFP4, 6>)
 #endif
 
 // residual[row] += sum over choices s, in order, of routing[row, s] * y[row * top_k + s]; choices whose id is outside

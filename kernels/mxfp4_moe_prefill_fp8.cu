@@ -12,12 +12,8 @@ struct Fp8Results {
     DEVICE void store(int4 tile, int first_unit, int units) const {
         for (int i = threadIdx.x; i < tile.z * (UNITS / 32); i += 128) {
             const int token = i / (UNITS / 32), group = i % (UNITS / 32), unit = first_unit + group * 32;
-            if (unit >= scale_columns(units) * 32) continue;
+            if (unit >= units) continue;
             const u64 place = tile.y + token;
-            if (unit >= units) {
-                scales[place * scale_columns(units) + unit / 32] = 0;
-                continue;
-            }
             const uint2* from = (const uint2*)(dynamic_shared + token * PITCH + group * 64);
             float largest = 0.0f;
 #pragma unroll
@@ -36,7 +32,11 @@ struct Fp8Results {
             uint4* to = (uint4*)(z + place * units + unit);
             to[0] = make_uint4(words[0], words[1], words[2], words[3]);
             to[1] = make_uint4(words[4], words[5], words[6], words[7]);
-            scales[place * scale_columns(units) + unit / 32] = (u8)scale;
+            u8* to_scales = scales + place * scale_columns(units);
+            to_scales[unit / 32] = (u8)scale;
+            if (unit + 32 == units) {
+                for (int i = units / 32; i < scale_columns(units); i++) to_scales[i] = 0;
+            }
         }
     }
 
@@ -51,7 +51,7 @@ struct Fp8Results {
         const u8* __restrict__ x, const u8* __restrict__ x_scales, u8* __restrict__ z, u8* __restrict__ z_scales,                      \
         const int4* __restrict__ tiles, const int* __restrict__ n_tiles, const int* __restrict__ pairs, int rows, int cols, int top_k, \
         float limit, float alpha) {                                                                                                    \
-        gate_up<Fp8Product<NT, STAGES, SCALED>, STAGES>(weights, scales, bases, bias, Fp8Input{x, x_scales}, Fp8Results{z, z_scales},  \
+        gate_up<Fp8Product<NT, STAGES, SCALED>>(weights, scales, bases, bias, Fp8Input{x, x_scales}, Fp8Results{z, z_scales},  \
                                                         tiles, n_tiles, pairs, rows, cols, top_k, limit, alpha);                       \
     }                                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(128, 2) mxfp4_moe_down_##NAME(                                                        \

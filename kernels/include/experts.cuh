@@ -1,6 +1,7 @@
 // The two expert products over the tiles of moe_group, for any tile product.
 #pragma once
 #include "prefill.cuh"
+#include "results.cuh"
 
 // z = min(gate, limit) * sigmoid(alpha * min(gate, limit)) * (clamp(up, +-limit) + 1)
 DEVICE float swiglu(float gate, float up, float limit, float alpha) {
@@ -32,10 +33,10 @@ struct F16Results {
 
 // z[place, u] = swiglu(W1[expert] x[pairs[place] / top_k] + b1[expert]); `rows` = 2 * units.
 // A lane holds gate (row g) and up (row g + 8) of the same unit. Tiles go through shared memory to 16-byte stores.
-template <class Product, int STAGES, class Results>
+template <class Product, class Results>
 DEVICE void gate_up(const u8* weights, const u8* scales, const u8* bases, const float* bias, typename Product::Input x, Results results, const int4* tiles, const int* n_tiles, const int* pairs, int rows, int cols, int top_k, float limit, float alpha) {
     constexpr int UNITS = Product::ROW_TILES * 8, PITCH = UNITS * 2 + 16;
-    static_assert(Product::NT * PITCH <= STAGES * Product::STAGE_BYTES, "the results fit the stages");
+    static_assert(Product::NT * PITCH <= Product::SHARED_BYTES, "the results fit the stages");
     Product p;
     const int row_tiles = (rows + 15) / 16, blocks = (row_tiles + Product::ROW_TILES - 1) / Product::ROW_TILES;
     const int units = rows / 2, items = n_tiles[0] * blocks;
@@ -69,7 +70,7 @@ DEVICE void gate_up(const u8* weights, const u8* scales, const u8* bases, const 
     }
 }
 
-// y[pairs[place]] = W2[expert] z[place] + b2[expert], f32. Eight lanes store 32 neighbouring bytes.
+// y[pairs[place]] = W2[expert] z[place] + b2[expert], f32.
 template <class Product>
 DEVICE void down(const u8* weights, const u8* scales, const u8* bases, const float* bias, typename Product::Input z, float* y, const int4* tiles, const int* n_tiles, const int* pairs, int rows, int cols) {
     Product p;
@@ -80,22 +81,8 @@ DEVICE void down(const u8* weights, const u8* scales, const u8* bases, const flo
         const int first_tile = (item % blocks) * Product::ROW_TILES;
         const u64 expert_tiles = (u64)tile.x * row_tiles;
         p.run(weights + expert_tiles * Tile<MXFP4>::stride(cols), scales + expert_tiles * Tile<MXFP4>::scale_stride(cols), bases + expert_tiles * 16, z, first_tile, row_tiles, cols, tile.z, [&](int i) { return tile.y + i; });
-#pragma unroll
-        for (int n = 0; n < Product::NT / 8; n++)
-#pragma unroll
-            for (int c = 0; c < 2; c++) {
-                const int token = n * 8 + p.t * 2 + c;
-                if (!p.owns(n) || token >= tile.z) continue;
-                float* to = y + (u64)pairs[tile.y + token] * rows;
-#pragma unroll
-                for (int m = 0; m < Product::MT; m++)
-#pragma unroll
-                    for (int half = 0; half < 2; half++) {
-                        const int row = (first_tile + p.row_tile(m)) * 16 + half * 8 + p.g;
-                        if (row >= rows) continue;
-                        const float factor = Product::factor(bases, expert_tiles * 16 + row);
-                        to[row] = p.acc[m][n][half * 2 + c] * factor + (bias ? bias[(u64)tile.x * rows + row] : 0.0f);
-                    }
-            }
+        store_rows(
+            p, first_tile, rows, tile.z, [&](int row) { return Product::factor(bases, expert_tiles * 16 + row); },
+            [&](int row) { return bias ? bias[(u64)tile.x * rows + row] : 0.0f; }, [&](int token) { return y + (u64)pairs[tile.y + token] * rows; }, false);
     }
 }

@@ -55,7 +55,7 @@ template <int NT_, int STAGES, bool SCALED>
 struct Fp8Product {
     static constexpr int THREADS = 128, NT = NT_, MT = 2, ROW_TILES = 8;
     static constexpr int WEIGHT_BYTES = ROW_TILES * 1024, SCALE_BYTES = ROW_TILES * 64;
-    static constexpr int STAGE_BYTES = WEIGHT_BYTES + SCALE_BYTES + NT * 128 + NT * 4;
+    static constexpr int STAGE_BYTES = WEIGHT_BYTES + SCALE_BYTES + NT * 128 + NT * 4, SHARED_BYTES = STAGES * STAGE_BYTES;
     static constexpr int PIECES = NT / 16;
     typedef Fp8Input Input;
     static DEVICE float factor(const void*, u64) { return SCALED ? 1.0f : 64.0f; }

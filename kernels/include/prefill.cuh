@@ -254,7 +254,7 @@ struct TileProduct {
     static constexpr int ROW_TILES = WM * MT;
     static constexpr int WEIGHT_BYTES = 4 * MT * Tile<F>::BYTES;
     static constexpr int SCALE_BYTES = 4 * MT * Tile<F>::SCALE_BYTES;
-    static constexpr int STAGE_BYTES = WEIGHT_BYTES + SCALE_BYTES + WK * NT * 128;
+    static constexpr int STAGE_BYTES = WEIGHT_BYTES + SCALE_BYTES + WK * NT * 128, SHARED_BYTES = STAGES * STAGE_BYTES;
     static constexpr int PIECES = NT * WK / 16;
     static constexpr int SCALE_PIECES = Tile<F>::SCALE_BYTES / 16, SCALE_LANES = SCALE_PIECES > 0 ? SCALE_PIECES : 1;
     static constexpr int CHUNK = NT < 32 ? NT : 32;
