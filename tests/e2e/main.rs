@@ -1,5 +1,6 @@
 //! Whole-program tests: the real binary, spoken to over HTTP.
 
+mod access;
 mod demo;
 mod refusals;
 mod server;

@@ -4,7 +4,9 @@ mod bench;
 mod chat;
 mod demo;
 mod inspect;
+mod key;
 mod load;
+mod remote;
 mod serve;
 mod settings;
 
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
         Action::Chat(args) => chat::run(args),
         Action::Bench(args) => bench::run(args),
         Action::Inspect(args) => inspect::run(args),
+        Action::Key(args) => key::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
