@@ -27,6 +27,7 @@ mod ids;
 mod logprobs;
 mod metrics;
 mod models;
+mod pages;
 mod params;
 mod probes;
 mod protocol;

@@ -5,14 +5,14 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, head, post};
+use axum::routing::{get, post};
 use tracing::Instrument;
 use tracing::field::Empty;
 
 use crate::error::ApiError;
 use crate::protocol::Protocol;
 use crate::state::ApiState;
-use crate::{access, anthropic, chat, completions, cors, ids, models, probes, responses, tokenize};
+use crate::{access, anthropic, chat, completions, cors, ids, models, pages, probes, responses, tokenize};
 
 pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The same in Anthropic's protocol.
@@ -31,7 +31,9 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/completions", post(completions::create))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
-        .route("/", head(async || ()))
+        .route("/", get(pages::chat))
+        .route("/assets/{name}", get(pages::asset))
+        .route("/favicon.ico", get(pages::icon))
         .route("/health", get(probes::health))
         .route("/ready", get(probes::ready))
         .route("/metrics", get(probes::metrics))
