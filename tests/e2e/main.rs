@@ -5,3 +5,4 @@ mod demo;
 mod refusals;
 mod server;
 mod serving;
+mod top;

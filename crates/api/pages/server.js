@@ -1,6 +1,8 @@
 // Talking to the server that this page came from: with a key where it wants one, and as a stream where it sends one.
 
 const KEPT = "tandem.key";
+/// How long a server may take to answer what it can answer at once.
+const TIMEOUT_MS = 5000;
 
 /// What the server says is wrong; `status` is 0 where it does not answer.
 export class ServerError extends Error {
@@ -10,9 +12,9 @@ export class ServerError extends Error {
   }
 }
 
-/// The JSON at a path.
-export async function get(path, signal) {
-  return (await answer(path, { signal })).json();
+/// The JSON at a path, if it comes in time.
+export async function get(path) {
+  return (await answer(path, {})).json();
 }
 
 /// Sends JSON and hands every event of the answer to `each`. Fails if the stream breaks off.
@@ -45,7 +47,8 @@ async function answer(path, options) {
   for (let wrong = false; ; wrong = true) {
     const key = localStorage.getItem(KEPT);
     const headers = { ...options.headers, ...(key ? { authorization: `Bearer ${key}` } : {}) };
-    const response = await fetch(path, { ...options, headers }).catch((error) => {
+    const signal = options.signal ?? AbortSignal.timeout(TIMEOUT_MS);
+    const response = await fetch(path, { ...options, headers, signal }).catch((error) => {
       throw error.name === "AbortError" ? error : new ServerError(0, "The server does not answer.");
     });
     if (response.ok) return response;

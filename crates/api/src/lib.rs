@@ -42,6 +42,7 @@ mod served_model;
 mod settings;
 mod sse;
 mod state;
+mod status;
 mod tls;
 mod tokenize;
 mod turn;
@@ -54,4 +55,8 @@ pub use router::router;
 pub use serve::{Listening, serve};
 pub use settings::{ApiSettings, ModelInfo};
 pub use state::{ApiState, ReadyFlag};
+pub use status::{
+    CacheReport, EngineReport, LatencyReport, LinkReport, MemoryUse, ModelReport, NodeReport, Percentiles,
+    RequestsReport, SpeedReport, Status,
+};
 pub use tls::{Tls, TlsError};

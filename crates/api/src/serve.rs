@@ -12,13 +12,14 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{interval, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use crate::error::ApiError;
 use crate::router::router;
 use crate::settings::ApiSettings;
 use crate::state::{ApiState, is_true};
+use crate::status;
 use crate::tls::Tls;
 use crate::write_deadline::WriteDeadline;
 
@@ -63,11 +64,13 @@ pub async fn serve(
     let mut connections = JoinSet::new();
     let permits = Arc::new(Semaphore::new(state.settings().connections_max.clamp(1, Semaphore::MAX_PERMITS)));
     let mut shutdown = std::pin::pin!(shutdown);
+    let mut seconds = interval(Duration::from_secs(1));
     loop {
         tokio::select! {
             biased;
             () = &mut shutdown => break,
             Some(_) = connections.join_next() => {}
+            _ = seconds.tick() => status::sample(&state),
             (stream, permit) = accept(&listener, &permits) => {
                 let tls = tls.as_ref().map(Tls::acceptor);
                 connections.spawn(connection(stream, tls, permit, service.clone(), state.clone(), closing.subscribe()));

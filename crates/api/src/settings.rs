@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tandem_harmony::Effort;
 use crate::access::{Keyring, Origins};
+use crate::status::NodeReport;
 
 /// Settings of the HTTP edge. Every wait has a limit here, and so has everything that grows with what clients send.
 #[derive(Clone, Debug)]
@@ -101,4 +102,6 @@ pub struct ModelInfo {
     pub created: u64,
     /// Something that whoever talks to it should know, such as that it is a demo.
     pub notice: Option<String>,
+    /// The machines that compute it, this one first.
+    pub nodes: Vec<NodeReport>,
 }

@@ -9,6 +9,7 @@ mod load;
 mod remote;
 mod serve;
 mod settings;
+mod top;
 
 use std::io::{IsTerminal, stderr};
 use std::process::ExitCode;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         Action::Chat(args) => chat::run(args),
         Action::Bench(args) => bench::run(args),
         Action::Inspect(args) => inspect::run(args),
+        Action::Top(args) => top::run(args),
         Action::Key(args) => key::run(args),
     };
     match done {

@@ -15,6 +15,8 @@ use crate::settings::ServerArgs;
 /// Where `tandem serve` listens unless told otherwise.
 pub const DEFAULT_URL: &str = "http://127.0.0.1:8000";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// A server that is asked how it is doing answers at once.
+const GET_TIMEOUT: Duration = Duration::from_secs(10);
 /// An answer may take long; a server that says nothing at all for so long is gone (it sends keep-alives).
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3600);
 
@@ -53,10 +55,15 @@ impl Remote {
         Ok(Self { agent: config.into(), base, api_key: args.api_key.clone() })
     }
 
+    /// Its address.
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
     /// The JSON at a path. An error says what the server says, or that it does not answer.
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         let url = format!("{}{path}", self.base);
-        let mut request = self.agent.get(&url);
+        let mut request = self.agent.get(&url).config().timeout_global(Some(GET_TIMEOUT)).build();
         if let Some(key) = &self.api_key {
             request = request.header("authorization", format!("Bearer {key}"));
         }

@@ -4,8 +4,11 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow};
-use tandem_api::{ApiSettings, ApiState, Keyring, Listening, ModelInfo, Origins, ReadyFlag, Tls};
+use tandem_api::{
+    ApiSettings, ApiState, Keyring, Listening, MemoryUse, ModelInfo, NodeReport, Origins, ReadyFlag, Tls,
+};
 use tandem_engine::Engine;
+use tandem_model::memory::MemoryLine;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -172,6 +175,21 @@ fn model_info(loaded: &Loaded) -> ModelInfo {
         context: capacity.context,
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         notice: loaded.notice.map(str::to_owned),
+        nodes: vec![this_node(loaded)],
+    }
+}
+
+fn this_node(loaded: &Loaded) -> NodeReport {
+    // Where the kernel keeps it; without a name the status page just shows none.
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let line = |line: &MemoryLine| MemoryUse { purpose: line.what.into(), bytes: line.bytes, note: line.note.clone() };
+    NodeReport {
+        name: name.trim().to_owned(),
+        device: loaded.device.clone(),
+        formats: loaded.formats.clone(),
+        memory: loaded.memory.lines.iter().map(line).collect(),
+        budget_bytes: loaded.memory.budget_bytes,
+        resident_bytes: None,
     }
 }
 

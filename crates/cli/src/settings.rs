@@ -41,6 +41,8 @@ pub enum Action {
     Bench(BenchArgs),
     /// Say what is in a checkpoint and what it needs.
     Inspect(InspectArgs),
+    /// Watch a running server: speed, queue, memory, latencies.
+    Top(TopArgs),
     /// Make, list and remove the API keys of a server.
     Key(KeyArgs),
 }
@@ -145,6 +147,26 @@ pub struct ServerArgs {
     /// Certificate that vouches for the server's (PEM), for https URLs (default: the public authorities).
     #[arg(long, value_name = "FILE", env = "TANDEM_CA_CERTIFICATE")]
     pub ca_certificate: Option<PathBuf>,
+}
+
+/// `tandem top`.
+#[derive(Clone, Debug, Args)]
+pub struct TopArgs {
+    /// The server (default: http://127.0.0.1:8000).
+    #[arg(long, value_name = "URL", env = "TANDEM_URL")]
+    pub url: Option<String>,
+    /// How to get in.
+    #[command(flatten)]
+    pub server: ServerArgs,
+    /// Time between two looks, like 1s or 500ms.
+    #[arg(long, value_name = "TIME", default_value = "1s", env = "TANDEM_INTERVAL", value_parser = parse_duration)]
+    pub interval: Duration,
+    /// Print once and end, as happens anyway where the output is no terminal.
+    #[arg(long, env = "TANDEM_ONCE")]
+    pub once: bool,
+    /// Print /status.json as it is, once.
+    #[arg(long, env = "TANDEM_JSON")]
+    pub json: bool,
 }
 
 /// `tandem key`.

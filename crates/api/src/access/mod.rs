@@ -135,7 +135,7 @@ mod tests {
         for path in ["/", "/status", "/health", "/ready", "/openapi.json", "/assets/chat.js"] {
             assert!(!needs_key(path, &settings), "{path}");
         }
-        for path in ["/v1/models", "/metrics", "/version", "/api/status", "/v1/chat/completions", "/nothing", "//"] {
+        for path in ["/v1/models", "/metrics", "/version", "/status.json", "/v1/chat/completions", "/nothing", "//"] {
             assert!(needs_key(path, &settings), "{path}");
         }
         assert!(!needs_key("/metrics", &ApiSettings { open_metrics: true, ..settings }));

@@ -23,6 +23,7 @@ const SCRIPT: &str = "text/javascript; charset=utf-8";
 const SVG: &str = "image/svg+xml";
 
 const CHAT: Asset = asset!(HTML, "chat.html");
+const STATUS: Asset = asset!(HTML, "status.html");
 /// What pages load, below `/assets/`.
 const ASSETS: &[Asset] = &[
     asset!(SVG, "icon.svg"),
@@ -35,11 +36,18 @@ const ASSETS: &[Asset] = &[
     asset!(SCRIPT, "chat.js"),
     asset!(SCRIPT, "conversations.js"),
     asset!(SCRIPT, "message.js"),
+    asset!(CSS, "status.css"),
+    asset!(SCRIPT, "status.js"),
 ];
 
 /// `GET /`: the page for conversations.
 pub(crate) async fn chat(headers: HeaderMap) -> Response {
     page(&CHAT, &headers)
+}
+
+/// `GET /status`: the page that shows how the server is doing.
+pub(crate) async fn status(headers: HeaderMap) -> Response {
+    page(&STATUS, &headers)
 }
 
 /// `GET /favicon.ico`, for browsers that ask without reading the page.
@@ -75,7 +83,7 @@ mod tests {
     #[test]
     fn all_that_a_page_loads_is_there_and_nothing_comes_from_elsewhere() {
         let is_known = |name: &str| ASSETS.iter().any(|asset| asset.name == name);
-        for asset in ASSETS.iter().chain([&CHAT]) {
+        for asset in ASSETS.iter().chain([&CHAT, &STATUS]) {
             for name in mentions(asset.text, "\"/assets/").chain(mentions(asset.text, "from \"./")) {
                 assert!(is_known(name), "{} loads {name}", asset.name);
             }

@@ -8,6 +8,7 @@ mod connections;
 mod edge;
 mod errors;
 mod others;
+mod status;
 mod tls;
 mod responses;
 mod tools;
