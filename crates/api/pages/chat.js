@@ -1,6 +1,6 @@
 // The chat page: which conversation is shown, and what happens when something is typed or pressed.
 
-import { element, iconButton } from "./dom.js";
+import { element, fill, iconButton } from "./dom.js";
 import { renderMarkdown } from "./markdown.js";
 import { Answer, userMessage } from "./message.js";
 import { ServerError, get, stream } from "./server.js";
@@ -53,7 +53,7 @@ function showContext() {
   const most = model?.max_model_len;
   $("context").hidden = !(used && most);
   if (!used || !most) return;
-  $("context-meter").value = used / most;
+  fill($("context-meter"), used / most);
   $("context-text").textContent = `${used.toLocaleString()} of ${short(most)}`;
   $("context").title = `This conversation takes ${used.toLocaleString()} of the ${most.toLocaleString()} tokens that fit.`;
 }

@@ -69,3 +69,9 @@ async function copy(text) {
     return done;
   }
 }
+
+/// Fills a `.meter` to a share of 0 to 1.
+export function fill(meter, share) {
+  meter.style.setProperty("--share", share);
+  meter.setAttribute("aria-valuenow", Math.round(share * 100));
+}

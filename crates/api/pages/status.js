@@ -1,6 +1,6 @@
 // The status page: what `/status.json` says, asked for every second.
 
-import { element } from "./dom.js";
+import { element, fill } from "./dom.js";
 import { get } from "./server.js";
 
 const $ = (id) => document.getElementById(id);
@@ -82,13 +82,13 @@ function showEngine(engine) {
   $("running").textContent = `${engine.running} of ${engine.max_streams}`;
   $("waiting").textContent = engine.waiting ? `${engine.waiting} more in the queue` : "computed at once; the queue is empty";
   $("kv").textContent = percent(engine.kv_usage);
-  $("kv-meter").value = engine.kv_usage;
+  fill($("kv-meter"), engine.kv_usage);
   $("kv-tokens").textContent = `of room for ${engine.kv_tokens.toLocaleString()} tokens`;
 }
 
 function showCache({ queried_tokens: queried, hit_tokens: hits, hit_rate: share }) {
   $("hits").textContent = share === null ? "–" : percent(share);
-  $("hits-meter").value = share ?? 0;
+  fill($("hits-meter"), share ?? 0);
   $("hit-tokens").textContent = `${count(hits)} of ${count(queried)} prompt tokens`;
 }
 
