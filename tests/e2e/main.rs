@@ -1,8 +1,10 @@
 //! Whole-program tests: the real binary, spoken to over HTTP.
 
+mod access;
 mod demo;
 mod mixed;
 mod refusals;
 mod server;
 mod serving;
 mod structured;
+mod top;

@@ -63,3 +63,28 @@ fn cuda_is_named_as_missing() {
     assert_eq!(code, Some(1));
     assert!(message.to_lowercase().contains("cuda"), "{message}");
 }
+
+#[test]
+fn keys_that_nobody_has_and_settings_of_access_that_make_no_sense() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.toml");
+    let path = file.to_str().unwrap();
+    for (args, named) in [
+        (&["serve", "--api-keys", path][..], "keys.toml"),
+        (&["key", "list"], "--api-keys"),
+        (&["key", "list", "--api-keys", path], "keys.toml"),
+        (&["serve", "--cors-origin", "example.com"], "example.com"),
+        (&["serve", "--tls-certificate", path, "--tls-key", path], "keys.toml"),
+    ] {
+        let (code, message) = run(args, &[]);
+        assert_eq!(code, Some(1), "{args:?}: {message}");
+        assert!(message.contains(named), "{args:?}: {message}");
+    }
+    std::fs::write(&file, "").unwrap();
+    let (code, message) = run(&["serve", "--api-keys", path], &[]);
+    assert_eq!(code, Some(1));
+    assert!(message.contains("tandem key add"), "{message}");
+    let (code, message) = run(&["serve", "--tls-certificate", path], &[]);
+    assert_eq!(code, Some(2));
+    assert!(message.contains("--tls-key"), "{message}");
+}

@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use ureq::tls::TlsConfig;
 
 /// Longest wait for a server to be ready; generous, as machines are busy.
 const READY_TIMEOUT: Duration = Duration::from_secs(600);
@@ -34,6 +35,11 @@ pub struct Server {
 impl Server {
     /// Starts `tandem serve --port 0` with further arguments and waits until it is ready.
     pub fn start(args: &[&str]) -> Self {
+        Self::start_trusting(TlsConfig::default(), args)
+    }
+
+    /// The same, where the server proves its name to a client that trusts so.
+    pub fn start_trusting(tls: TlsConfig, args: &[&str]) -> Self {
         let all = [&["serve", "--port", "0"], args].concat();
         let mut child = tandem(&all).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starting tandem");
         let stderr = child.stderr.take().expect("piped");
@@ -45,7 +51,10 @@ impl Server {
                 let _ = sender.send(line);
             }
         });
-        let config = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(ANSWER_TIMEOUT));
+        let config = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_global(Some(ANSWER_TIMEOUT))
+            .tls_config(tls);
         let server = Self { child, url: logged_url(&log), agent: config.build().into() };
         server.wait_ready();
         server
@@ -57,6 +66,11 @@ impl Server {
             assert!(Instant::now() < deadline, "not ready in {READY_TIMEOUT:?}");
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// Where it listens.
+    pub fn url(&self) -> &str {
+        &self.url
     }
 
     /// The process id.
@@ -118,7 +132,9 @@ fn logged_url(log: &Receiver<String>) -> String {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let line = log.recv_timeout(left).expect("a log that names the address");
-        if let Some(url) = line.split_whitespace().find(|word| word.starts_with("http://")) {
+        if let Some(url) =
+            line.split_whitespace().find(|word| word.starts_with("http://") || word.starts_with("https://"))
+        {
             return url.to_owned();
         }
     }

@@ -24,6 +24,22 @@ pub(crate) async fn read(headers: &HeaderMap, body: Body, settings: &ApiSettings
     blocking(move || parse(&bytes)).await
 }
 
+/// Reads a body away, within the same limits, unless its sender waits to be told to send it.
+pub(crate) async fn discard(headers: &HeaderMap, mut body: Body, settings: &ApiSettings) {
+    if headers.contains_key(header::EXPECT) {
+        return;
+    }
+    let read_away = async {
+        let mut left = settings.body_bytes_max;
+        while let Some(Ok(frame)) = body.frame().await {
+            let Some(rest) = left.checked_sub(frame.data_ref().map_or(0, |data| data.len())) else { return };
+            left = rest;
+        }
+    };
+    // Whether it was read to its end matters to the client alone.
+    let _ = timeout(settings.body_timeout, read_away).await;
+}
+
 /// The JSON object in `bytes`.
 pub(crate) fn parse(bytes: &[u8]) -> Result<Value, ApiError> {
     let text = std::str::from_utf8(bytes).map_err(|error| {

@@ -82,6 +82,23 @@ impl ApiError {
         Self { overflow: Some(Overflow { prompt, output, context }), ..error }.with_param(param)
     }
 
+    /// 401: a key is needed, and none that counts was sent.
+    pub(crate) fn unauthorized(code: &'static str, message: &str) -> Self {
+        Self::invalid_request(StatusCode::UNAUTHORIZED, Some(code), message)
+    }
+
+    /// 403: a web page of another site sent this.
+    pub(crate) fn cross_site() -> Self {
+        let message = "pages of other sites may not use this server; --cors-origin names those that may";
+        Self::invalid_request(StatusCode::FORBIDDEN, Some("cross_site"), message)
+    }
+
+    /// 429: a key has used what it may.
+    pub(crate) fn rate_limited(retry_after_s: u32, message: impl Into<String>) -> Self {
+        let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("rate_limit_exceeded"), message);
+        Self { retry_after_s: Some(retry_after_s), ..error }
+    }
+
     /// 404: no such model is served.
     pub(crate) fn model_not_found(name: &str, served: &str) -> Self {
         let message = format!("the model '{name}' does not exist; this server has '{served}'");
@@ -239,6 +256,9 @@ impl IntoResponse for ApiError {
         let mut response = (self.status, Json(self.body())).into_response();
         if let Some(seconds) = self.retry_after_s {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response.extensions_mut().insert(self);
         response

@@ -27,6 +27,28 @@ impl Histogram {
         self.sum_us.fetch_add(duration.as_micros() as u64, Ordering::Relaxed);
     }
 
+    /// How many durations fell below each bound and above the one before, and how many above all.
+    pub(crate) fn counts(&self) -> Vec<u64> {
+        self.counts.iter().map(|count| count.load(Ordering::Relaxed)).collect()
+    }
+
+    /// The duration in seconds that a `share` of `counts` does not exceed, interpolated within its bucket as Prometheus'
+    /// `histogram_quantile` does; the highest bound where it lies beyond. `None` without counts.
+    pub(crate) fn percentile(&self, counts: &[u64], share: f64) -> Option<f64> {
+        let total: u64 = counts.iter().sum();
+        let wanted = share * total as f64;
+        let mut below = 0.0;
+        for (at, &count) in counts.iter().enumerate().filter(|(_, count)| **count > 0) {
+            if below + count as f64 >= wanted {
+                let low = if at == 0 { 0.0 } else { self.bounds_s[at - 1] };
+                let high = self.bounds_s.get(at).copied().unwrap_or(low);
+                return Some(low + (high - low) * (wanted - below) / count as f64);
+            }
+            below += count as f64;
+        }
+        None
+    }
+
     /// Writes the samples in Prometheus' text format. `labels` is the inside of the braces, such as `model="x"`.
     pub(crate) fn write(&self, out: &mut String, name: &str, labels: &str) {
         let mut total = 0;
@@ -44,6 +66,16 @@ impl Histogram {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn percentiles_lie_in_their_bucket() {
+        let histogram = Histogram::new(&[0.1, 1.0, 2.0]);
+        assert_eq!(histogram.percentile(&histogram.counts(), 0.5), None);
+        assert_eq!(histogram.percentile(&[4, 0, 0, 0], 0.5), Some(0.05));
+        assert_eq!(histogram.percentile(&[0, 8, 8, 0], 0.5), Some(1.0));
+        assert_eq!(histogram.percentile(&[0, 8, 8, 0], 0.75), Some(1.5));
+        assert_eq!(histogram.percentile(&[1, 0, 0, 99], 0.99), Some(2.0));
+    }
 
     #[test]
     fn buckets_are_cumulative_and_bounds_inclusive() {

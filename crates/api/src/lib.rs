@@ -5,6 +5,7 @@
 //! whole or as events (`sse`). Nothing that a client sends is answered with a 5xx, and every wait and
 //! every buffer has a limit in [`ApiSettings`].
 
+mod access;
 mod anthropic;
 mod blocking;
 mod body;
@@ -15,15 +16,18 @@ mod completion_choice;
 mod completion_request;
 mod completions;
 mod conversation;
+mod cors;
 mod date;
 mod demands;
 mod error;
+mod file_watch;
 mod generation;
 mod histogram;
 mod ids;
 mod logprobs;
 mod metrics;
 mod models;
+mod pages;
 mod params;
 mod probes;
 mod protocol;
@@ -38,13 +42,21 @@ mod served_model;
 mod settings;
 mod sse;
 mod state;
+mod status;
+mod tls;
 mod tokenize;
 mod turn;
 mod usage;
 mod write_deadline;
 
+pub use access::{BadOrigin, KeyEntry, KeyFile, KeyFileError, KeyLimits, Keyring, Origins};
 pub use error::ApiError;
 pub use router::router;
-pub use serve::serve;
+pub use serve::{Listening, serve};
 pub use settings::{ApiSettings, ModelInfo};
 pub use state::{ApiState, ReadyFlag};
+pub use status::{
+    CacheReport, EngineReport, LatencyReport, LinkReport, MemoryUse, ModelReport, NodeReport, Percentiles,
+    RequestsReport, SpeedReport, Status,
+};
+pub use tls::{Tls, TlsError};

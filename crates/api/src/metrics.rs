@@ -8,6 +8,7 @@ use std::time::Instant;
 use tandem_engine::{EngineStats, FinishReason, Finished, Update};
 
 use crate::histogram::Histogram;
+use crate::status::RequestsReport;
 
 /// Upper bounds of waits in seconds, from a millisecond to the prefill of a full context on a slow machine.
 const WAITS_S: &[f64] = &[
@@ -65,6 +66,18 @@ impl Metrics {
         self.tool_calls.fetch_add(summary.tool_calls as u64, Ordering::Relaxed);
         self.recovered_messages.fetch_add(summary.recovered.into(), Ordering::Relaxed);
         self.unknown_recipients.fetch_add(summary.unknown_recipients.into(), Ordering::Relaxed);
+    }
+
+    /// The histograms of which percentiles are reported: first token, between tokens, whole request, queue.
+    pub(crate) fn latencies(&self) -> [&Histogram; 4] {
+        [&self.time_to_first_token, &self.inter_token_latency, &self.e2e_request_latency, &self.queue_time]
+    }
+
+    /// What became of requests.
+    pub(crate) fn requests(&self) -> RequestsReport {
+        let [stop, length, aborted, failed] = self.finished.each_ref().map(|count| count.load(Ordering::Relaxed));
+        let [.., refused, server_errors] = self.responses.each_ref().map(|count| count.load(Ordering::Relaxed));
+        RequestsReport { stop, length, aborted, failed, refused, server_errors }
     }
 
     /// All of it in Prometheus' text format. Without an engine, its figures are left out.

@@ -5,15 +5,16 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, head, post};
+use axum::routing::{get, post};
 use tracing::Instrument;
+use tracing::field::Empty;
 
 use crate::error::ApiError;
 use crate::protocol::Protocol;
 use crate::state::ApiState;
-use crate::{anthropic, chat, completions, ids, models, probes, responses, tokenize};
+use crate::{access, anthropic, chat, completions, cors, ids, models, pages, probes, responses, status, tokenize};
 
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The same in Anthropic's protocol.
 const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 /// The longest request id that is taken over from a client.
@@ -25,12 +26,16 @@ pub(crate) struct RequestName(pub String);
 
 /// The routes of the HTTP edge.
 pub fn router(state: ApiState) -> Router {
-    Router::new()
+    let routes = Router::new()
         .route("/v1/chat/completions", post(chat::create))
         .route("/v1/completions", post(completions::create))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
-        .route("/", head(async || ()))
+        .route("/", get(pages::chat))
+        .route("/status", get(pages::status))
+        .route("/status.json", get(status::report))
+        .route("/assets/{name}", get(pages::asset))
+        .route("/favicon.ico", get(pages::icon))
         .route("/health", get(probes::health))
         .route("/ready", get(probes::ready))
         .route("/metrics", get(probes::metrics))
@@ -41,8 +46,13 @@ pub fn router(state: ApiState) -> Router {
         .merge(responses::routes())
         .fallback(unknown_route)
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(middleware::from_fn_with_state(state.clone(), around))
-        .with_state(state)
+        .layer(middleware::from_fn_with_state(state.clone(), access::admit));
+    // Outside of access: a browser asks what it may without a key, and reads refusals too.
+    let routes = match cors::layer(&state.settings().cors_origins) {
+        Some(cors) => routes.layer(cors),
+        None => routes,
+    };
+    routes.layer(middleware::from_fn_with_state(state.clone(), around)).with_state(state)
 }
 
 /// Names the request, counts the response, and puts both names where they belong.
@@ -50,7 +60,7 @@ async fn around(State(state): State<ApiState>, mut request: Request, next: Next)
     let given = request.headers().get(X_REQUEST_ID).filter(|id| is_plain(id)).cloned();
     let name = ids::unique_name("");
     let echoed = given.unwrap_or_else(|| HeaderValue::from_str(&name).expect("hexadecimal digits are a header value"));
-    let span = tracing::info_span!("request", id = echoed.to_str().unwrap_or(&name));
+    let span = tracing::info_span!("request", id = echoed.to_str().unwrap_or(&name), key = Empty);
     request.extensions_mut().insert(RequestName(name));
     let (method, path) = (request.method().clone(), request.uri().path().to_string());
     let mut response = in_protocol(Protocol::of_path(&path), &echoed, next.run(request).instrument(span.clone()).await);

@@ -8,15 +8,19 @@ use axum::Router;
 use hyper::server::conn::http1::{self, Parts};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{interval, sleep, timeout};
+use tokio_rustls::TlsAcceptor;
 
 use crate::error::ApiError;
 use crate::router::router;
 use crate::settings::ApiSettings;
 use crate::state::{ApiState, is_true};
+use crate::status;
+use crate::tls::Tls;
 use crate::write_deadline::WriteDeadline;
 
 /// Pause after the system refused to accept a connection, as when there are no file descriptors left.
@@ -25,26 +29,51 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Most bytes of a request's line and headers.
 const HEADER_BYTES_MAX: usize = 64 << 10;
+/// Most headers of a request.
+const HEADERS_MAX: usize = 100;
 
-/// Serves connections of `listener` until `shutdown` completes. Then it accepts no more, lets open requests go on for
+/// Where connections come in.
+pub struct Listening {
+    listener: TcpListener,
+    tls: Option<Tls>,
+}
+
+impl Listening {
+    /// Connections that must speak TLS.
+    pub fn with_tls(listener: TcpListener, tls: Tls) -> Self {
+        Self { listener, tls: Some(tls) }
+    }
+}
+
+impl From<TcpListener> for Listening {
+    fn from(listener: TcpListener) -> Self {
+        Self { listener, tls: None }
+    }
+}
+
+/// Serves connections of `listening` until `shutdown` completes. Then it accepts no more, lets open requests go on for
 /// the settings' grace, and ends those that are left with an error.
 pub async fn serve(
-    listener: TcpListener,
+    listening: impl Into<Listening>,
     state: ApiState,
     shutdown: impl Future<Output = ()> + Send,
 ) -> io::Result<()> {
+    let Listening { listener, tls } = listening.into();
     let service = router(state.clone());
     let (closing, _) = watch::channel(false);
     let mut connections = JoinSet::new();
     let permits = Arc::new(Semaphore::new(state.settings().connections_max.clamp(1, Semaphore::MAX_PERMITS)));
     let mut shutdown = std::pin::pin!(shutdown);
+    let mut seconds = interval(Duration::from_secs(1));
     loop {
         tokio::select! {
             biased;
             () = &mut shutdown => break,
             Some(_) = connections.join_next() => {}
+            _ = seconds.tick() => status::sample(&state),
             (stream, permit) = accept(&listener, &permits) => {
-                connections.spawn(connection(stream, permit, service.clone(), state.clone(), closing.subscribe()));
+                let tls = tls.as_ref().map(Tls::acceptor);
+                connections.spawn(connection(stream, tls, permit, service.clone(), state.clone(), closing.subscribe()));
             }
         }
     }
@@ -71,15 +100,36 @@ async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> (TcpStream,
 /// Serves one connection, request after request.
 async fn connection(
     stream: TcpStream,
+    tls: Option<TlsAcceptor>,
     _permit: OwnedSemaphorePermit,
     service: Router,
     state: ApiState,
-    mut closing: watch::Receiver<bool>,
+    closing: watch::Receiver<bool>,
 ) {
     // Tokens are small and should not wait for each other.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "setting TCP_NODELAY");
     }
+    let Some(tls) = tls else {
+        if let Some(stream) = requests(stream, service, &state, closing).await {
+            refuse_slow_headers(&stream, state.settings());
+        }
+        return;
+    };
+    match timeout(state.settings().header_timeout, tls.accept(stream)).await {
+        Ok(Ok(stream)) => drop(requests(stream, service, &state, closing).await),
+        Ok(Err(error)) => tracing::debug!(%error, "a connection that does not speak TLS"),
+        Err(_) => tracing::debug!("a connection that takes too long to agree on TLS"),
+    }
+}
+
+/// Serves requests until the stream ends. Returns the stream where it ended in the middle of slow headers.
+async fn requests<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    service: Router,
+    state: &ApiState,
+    mut closing: watch::Receiver<bool>,
+) -> Option<S> {
     let stream = TokioIo::new(WriteDeadline::new(stream, state.settings().write_timeout));
     let mut connection = http(state.settings()).serve_connection(stream, TowerToHyperService::new(service));
     let ended = tokio::select! {
@@ -89,14 +139,11 @@ async fn connection(
             (&mut connection).await
         }
     };
-    if let Err(error) = ended {
-        tracing::debug!(error = &error as &dyn std::error::Error, "a connection ended early");
-        let Parts { io, read_buf, .. } = connection.into_parts();
-        // An idle connection is closed without a word, as an answer could be taken for that of the next request.
-        if error.is_timeout() && !read_buf.is_empty() {
-            refuse_slow_headers(io.into_inner().get_ref(), state.settings());
-        }
-    }
+    let error = ended.err()?;
+    tracing::debug!(error = &error as &dyn std::error::Error, "a connection ended early");
+    let Parts { io, read_buf, .. } = connection.into_parts();
+    // An idle connection is closed without a word, as an answer could be taken for that of the next request.
+    (error.is_timeout() && !read_buf.is_empty()).then(|| io.into_inner().into_inner())
 }
 
 /// Answers a request whose headers did not arrive in time, as far as that goes without waiting.
@@ -114,7 +161,8 @@ fn refuse_slow_headers(stream: &TcpStream, settings: &ApiSettings) {
 
 fn http(settings: &ApiSettings) -> http1::Builder {
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(settings.header_timeout).max_buf_size(HEADER_BYTES_MAX);
+    http.timer(TokioTimer::new()).header_read_timeout(settings.header_timeout);
+    http.max_buf_size(HEADER_BYTES_MAX).max_header_size(HEADER_BYTES_MAX).max_headers(HEADERS_MAX);
     http
 }
 

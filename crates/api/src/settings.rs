@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use tandem_harmony::Effort;
+use crate::access::{Keyring, Origins};
+use crate::status::NodeReport;
 
 /// Settings of the HTTP edge. Every wait has a limit here, and so has everything that grows with what clients send.
 #[derive(Clone, Debug)]
@@ -13,6 +15,12 @@ pub struct ApiSettings {
     pub model_aliases: Vec<String>,
     /// Largest request body, in bytes.
     pub body_bytes_max: usize,
+    /// The keys of which a request needs one; `None` lets everybody in.
+    pub keys: Option<Keyring>,
+    /// Whether `/metrics` needs no key.
+    pub open_metrics: bool,
+    /// Other sites whose pages may use the server from a browser.
+    pub cors_origins: Origins,
     /// Longest wait for a request's headers, which is also how long an idle connection is kept.
     pub header_timeout: Duration,
     /// Longest wait for a request's whole body.
@@ -55,6 +63,9 @@ impl Default for ApiSettings {
             served_model_name: None,
             model_aliases: Vec::new(),
             body_bytes_max: 8 << 20,
+            keys: None,
+            open_metrics: false,
+            cors_origins: Origins::None,
             header_timeout: Duration::from_secs(30),
             body_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(30),
@@ -91,4 +102,6 @@ pub struct ModelInfo {
     pub created: u64,
     /// Something that whoever talks to it should know, such as that it is a demo.
     pub notice: Option<String>,
+    /// The machines that compute it, this one first.
+    pub nodes: Vec<NodeReport>,
 }

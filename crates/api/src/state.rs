@@ -1,6 +1,7 @@
 //! What all requests share.
 
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
 use tandem_engine::Engine;
 use tokio::sync::watch;
@@ -12,6 +13,7 @@ use crate::replay::Replay;
 use crate::responses::ResponseStore;
 use crate::served_model::ServedModel;
 use crate::settings::{ApiSettings, ModelInfo};
+use crate::status::History;
 
 /// The state behind the router; clones share it.
 #[derive(Clone)]
@@ -24,6 +26,8 @@ struct Shared {
     replay: Mutex<Replay>,
     responses: Mutex<ResponseStore>,
     ending: watch::Sender<bool>,
+    started: Instant,
+    history: Mutex<History>,
 }
 
 /// The model that is served, once it is loaded.
@@ -48,7 +52,8 @@ impl ApiState {
         let (ending, _) = watch::channel(false);
         let served = OnceLock::new();
         let (metrics, responses) = (Arc::new(Metrics::new()), Mutex::new(responses));
-        let shared = Arc::new(Shared { settings, served, metrics, replay, responses, ending });
+        let (started, history) = (Instant::now(), Mutex::new(History::new()));
+        let shared = Arc::new(Shared { settings, served, metrics, replay, responses, ending, started, history });
         (Self(shared.clone()), ReadyFlag(shared))
     }
 
@@ -81,6 +86,17 @@ impl ApiState {
     pub(crate) fn responses(&self) -> std::sync::MutexGuard<'_, ResponseStore> {
         // A map of texts stays usable whatever happened to whoever held it.
         self.0.responses.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Counts of the last minutes.
+    pub(crate) fn history(&self) -> std::sync::MutexGuard<'_, History> {
+        // A list of counts stays usable whatever happened to whoever held it.
+        self.0.history.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Time since the state was made.
+    pub(crate) fn uptime(&self) -> Duration {
+        self.0.started.elapsed()
     }
 
     /// The date for the system message.

@@ -23,9 +23,9 @@ impl<T> WriteDeadline<T> {
         Self { inner, limit, timer: Box::pin(sleep(limit)), waiting: false }
     }
 
-    /// What the writes go to.
-    pub(crate) fn get_ref(&self) -> &T {
-        &self.inner
+    /// What the writes went to.
+    pub(crate) fn into_inner(self) -> T {
+        self.inner
     }
 
     /// `written`, or the timeout if it has been pending for too long.

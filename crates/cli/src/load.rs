@@ -11,7 +11,7 @@ use tandem_backend::{Backend, DenseFormat, KvFormat, Precision};
 use tandem_backend_cuda::{self as cuda, CudaBackend, CudaOptions, Device as Gpu};
 use tandem_engine::{Engine, EngineSettings};
 use tandem_grammar::Masks;
-use tandem_model::memory::{MemoryPlan, MemoryRequest, available_memory, bytes_per_token, plan_memory};
+use tandem_model::memory::{MemoryPlan, MemoryRequest, MemoryTable, available_memory, bytes_per_token, plan_memory};
 use tandem_model::{
     Checkpoint, Config, Counted, Formats, LocalWorker, Model, Runner, Synthetic, SyntheticKind, WeightStore,
 };
@@ -44,6 +44,8 @@ pub struct Loaded {
     pub device: String,
     /// Number formats.
     pub formats: String,
+    /// What memory was planned for.
+    pub memory: MemoryTable,
     /// Weight bytes that one decoded token reads.
     pub weight_bytes_per_token: u64,
     /// Something whoever talks to the model should know.
@@ -100,6 +102,7 @@ pub fn load(args: &ModelArgs, progress: Progress) -> Result<Loaded> {
         name: source.name,
         device,
         formats: numbers.to_string(),
+        memory: plan.table,
         weight_bytes_per_token: bytes_per_token(config, numbers.dense, 1).total(),
         notice: source.notice,
     })

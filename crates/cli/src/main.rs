@@ -4,9 +4,12 @@ mod bench;
 mod chat;
 mod demo;
 mod inspect;
+mod key;
 mod load;
+mod remote;
 mod serve;
 mod settings;
+mod top;
 
 use std::io::{IsTerminal, stderr};
 use std::process::ExitCode;
@@ -36,6 +39,8 @@ fn main() -> ExitCode {
         Action::Chat(args) => chat::run(args),
         Action::Bench(args) => bench::run(args),
         Action::Inspect(args) => inspect::run(args),
+        Action::Top(args) => top::run(args),
+        Action::Key(args) => key::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -4,8 +4,11 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow};
-use tandem_api::{ApiSettings, ApiState, ModelInfo, ReadyFlag};
+use tandem_api::{
+    ApiSettings, ApiState, Keyring, Listening, MemoryUse, ModelInfo, NodeReport, Origins, ReadyFlag, Tls,
+};
 use tandem_engine::Engine;
+use tandem_model::memory::MemoryLine;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -32,16 +35,20 @@ pub fn run(args: &ServeArgs) -> Result<()> {
 }
 
 async fn serve(args: &ServeArgs) -> Result<()> {
+    let settings = api_settings(args)?;
+    let tls = open_tls(args)?;
     let at = format!("{}:{}", args.host, args.port);
     let listener = TcpListener::bind(&at).await.with_context(|| format!("listening on {at}"))?;
     let address = listener.local_addr()?;
-    warn_if_exposed(address.ip());
-    info!("listening on http://{address} while the model loads");
-    let (state, ready) = ApiState::new(api_settings(args));
+    let url = format!("{}://{address}", if tls.is_some() { "https" } else { "http" });
+    warn_if_exposed(address.ip(), settings.keys.is_some(), tls.is_some());
+    info!("listening on {url} while the model loads");
+    follow_files(settings.keys.as_ref(), tls.as_ref());
+    let (state, ready) = ApiState::new(settings);
     let (ended, lost) = oneshot::channel();
     let model_args = args.model.clone();
     let loading = tokio::task::spawn_blocking(move || load::load(&model_args, Progress::Log));
-    let watching = tokio::spawn(announce_and_watch(loading, ready, address, ended));
+    let watching = tokio::spawn(announce_and_watch(loading, ready, url, ended));
     let mut failure = None;
     let shutdown = async {
         tokio::select! {
@@ -53,7 +60,11 @@ async fn serve(args: &ServeArgs) -> Result<()> {
             std::process::exit(130);
         });
     };
-    let served = tandem_api::serve(listener, state, shutdown).await;
+    let listening = match tls {
+        Some(tls) => Listening::with_tls(listener, tls),
+        None => listener.into(),
+    };
+    let served = tandem_api::serve(listening, state, shutdown).await;
     watching.abort();
     served.context("serving HTTP")?;
     failure.map_or(Ok(()), Err)
@@ -63,13 +74,13 @@ async fn serve(args: &ServeArgs) -> Result<()> {
 async fn announce_and_watch(
     loading: tokio::task::JoinHandle<Result<Loaded>>,
     ready: ReadyFlag,
-    address: SocketAddr,
+    url: String,
     ended: oneshot::Sender<anyhow::Error>,
 ) {
     let error = match loading.await {
         Ok(Ok(loaded)) => {
             let engine = loaded.engine.clone();
-            announce(loaded, &ready, address);
+            announce(loaded, &ready, &url);
             watch(engine).await
         }
         Ok(Err(error)) => error,
@@ -79,12 +90,12 @@ async fn announce_and_watch(
     let _ = ended.send(error);
 }
 
-fn announce(loaded: Loaded, ready: &ReadyFlag, address: SocketAddr) {
+fn announce(loaded: Loaded, ready: &ReadyFlag, url: &str) {
     if let Some(notice) = loaded.notice {
         warn!("{notice}");
     }
     ready.ready(loaded.engine.clone(), model_info(&loaded));
-    info!("ready: {} at http://{address} (OpenAI clients: http://{address}/v1)", loaded.name);
+    info!("ready: {} at {url} (OpenAI clients: {url}/v1)", loaded.name);
 }
 
 /// Ends with the reason why the engine no longer runs.
@@ -110,21 +121,49 @@ async fn interrupted() {
     }
 }
 
-fn warn_if_exposed(ip: IpAddr) {
-    if !ip.is_loopback() {
-        warn!("listening on {ip}: everybody who can reach this address can use the model, without a key");
+fn warn_if_exposed(ip: IpAddr, has_keys: bool, has_tls: bool) {
+    if ip.is_loopback() {
+        return;
+    }
+    if !has_keys {
+        warn!("listening on {ip}: everybody who can reach this address can use the model, without a key (--api-keys)");
+    }
+    if !has_tls {
+        warn!("listening on {ip}: conversations and keys travel unencrypted (--tls-certificate)");
     }
 }
 
-fn api_settings(args: &ServeArgs) -> ApiSettings {
+fn open_tls(args: &ServeArgs) -> Result<Option<Tls>> {
+    match (&args.tls_certificate, &args.tls_key) {
+        (Some(certificate), Some(key)) => Ok(Some(Tls::open(certificate, key).context("--tls-certificate")?)),
+        _ => Ok(None),
+    }
+}
+
+/// Keeps an eye on files that may be replaced while the server runs.
+fn follow_files(keys: Option<&Keyring>, tls: Option<&Tls>) {
+    if let Some(keys) = keys {
+        info!("{} API keys from {}", keys.count(), keys.path().display());
+        tokio::spawn(keys.clone().follow());
+    }
+    if let Some(tls) = tls {
+        tokio::spawn(tls.clone().follow());
+    }
+}
+
+fn api_settings(args: &ServeArgs) -> Result<ApiSettings> {
     let mut names = args.served_model_name.iter().cloned();
-    ApiSettings {
+    Ok(ApiSettings {
         served_model_name: names.next(),
         model_aliases: names.collect(),
         body_bytes_max: args.max_body as usize,
         request_timeout: args.request_timeout,
+        connections_max: args.max_connections as usize,
+        keys: args.api_keys.as_deref().map(Keyring::open).transpose().context("--api-keys")?,
+        open_metrics: args.open_metrics,
+        cors_origins: Origins::parse(&args.cors_origin).context("--cors-origin")?,
         ..ApiSettings::default()
-    }
+    })
 }
 
 fn model_info(loaded: &Loaded) -> ModelInfo {
@@ -136,6 +175,21 @@ fn model_info(loaded: &Loaded) -> ModelInfo {
         context: capacity.context,
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         notice: loaded.notice.map(str::to_owned),
+        nodes: vec![this_node(loaded)],
+    }
+}
+
+fn this_node(loaded: &Loaded) -> NodeReport {
+    // Where the kernel keeps it; without a name the status page just shows none.
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let line = |line: &MemoryLine| MemoryUse { purpose: line.what.into(), bytes: line.bytes, note: line.note.clone() };
+    NodeReport {
+        name: name.trim().to_owned(),
+        device: loaded.device.clone(),
+        formats: loaded.formats.clone(),
+        memory: loaded.memory.lines.iter().map(line).collect(),
+        budget_bytes: loaded.memory.budget_bytes,
+        resident_bytes: None,
     }
 }
 

@@ -41,6 +41,10 @@ pub enum Action {
     Bench(BenchArgs),
     /// Say what is in a checkpoint and what it needs.
     Inspect(InspectArgs),
+    /// Watch a running server: speed, queue, memory, latencies.
+    Top(TopArgs),
+    /// Make, list and remove the API keys of a server.
+    Key(KeyArgs),
 }
 
 /// Which model, and how it is run: shared by everything that loads one.
@@ -114,6 +118,89 @@ pub struct ServeArgs {
     /// Largest request body, like 32M.
     #[arg(long, value_name = "SIZE", default_value = "32M", env = "TANDEM_MAX_BODY", value_parser = parse_size)]
     pub max_body: u64,
+    /// Most connections at a time; further ones wait to be accepted.
+    #[arg(long, value_name = "N", default_value_t = 1024, env = "TANDEM_MAX_CONNECTIONS", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub max_connections: u32,
+    /// Only serve requests with one of the keys in this file, which `tandem key` writes (default: serve everybody).
+    #[arg(long, value_name = "FILE", env = "TANDEM_API_KEYS")]
+    pub api_keys: Option<PathBuf>,
+    /// Let /metrics be read without a key.
+    #[arg(long, env = "TANDEM_OPEN_METRICS")]
+    pub open_metrics: bool,
+    /// Web pages that may use the server from a browser, like https://chat.example.com, or * for all (default: only its own).
+    #[arg(long, value_name = "ORIGIN", env = "TANDEM_CORS_ORIGIN", value_delimiter = ',')]
+    pub cors_origin: Vec<String>,
+    /// Serve HTTPS: file with the certificate and those that vouch for it (PEM).
+    #[arg(long, value_name = "FILE", env = "TANDEM_TLS_CERTIFICATE", requires = "tls_key")]
+    pub tls_certificate: Option<PathBuf>,
+    /// File with the private key of the certificate (PEM).
+    #[arg(long, value_name = "FILE", env = "TANDEM_TLS_KEY", requires = "tls_certificate")]
+    pub tls_key: Option<PathBuf>,
+}
+
+/// How to reach a server that is already running.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ServerArgs {
+    /// API key, if the server wants one. A variable, unlike a flag, is not shown to other users of the machine.
+    #[arg(long, value_name = "KEY", env = "TANDEM_API_KEY", hide_env_values = true)]
+    pub api_key: Option<String>,
+    /// Certificate that vouches for the server's (PEM), for https URLs (default: the public authorities).
+    #[arg(long, value_name = "FILE", env = "TANDEM_CA_CERTIFICATE")]
+    pub ca_certificate: Option<PathBuf>,
+}
+
+/// `tandem top`.
+#[derive(Clone, Debug, Args)]
+pub struct TopArgs {
+    /// The server (default: http://127.0.0.1:8000).
+    #[arg(long, value_name = "URL", env = "TANDEM_URL")]
+    pub url: Option<String>,
+    /// How to get in.
+    #[command(flatten)]
+    pub server: ServerArgs,
+    /// Time between two looks, like 1s or 500ms.
+    #[arg(long, value_name = "TIME", default_value = "1s", env = "TANDEM_INTERVAL", value_parser = parse_duration)]
+    pub interval: Duration,
+    /// Print once and end, as happens anyway where the output is no terminal.
+    #[arg(long, env = "TANDEM_ONCE")]
+    pub once: bool,
+    /// Print /status.json as it is, once.
+    #[arg(long, env = "TANDEM_JSON")]
+    pub json: bool,
+}
+
+/// `tandem key`.
+#[derive(Clone, Debug, Args)]
+pub struct KeyArgs {
+    /// File of the keys, as `tandem serve --api-keys` reads it. A running server sees changes within seconds.
+    #[arg(long, value_name = "FILE", env = "TANDEM_API_KEYS", global = true)]
+    pub api_keys: Option<PathBuf>,
+    /// What to do.
+    #[command(subcommand)]
+    pub action: KeyAction,
+}
+
+/// The subcommands of `tandem key`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum KeyAction {
+    /// Make a key and print it, this once.
+    Add {
+        /// Whose key it is, in logs.
+        name: String,
+        /// Most requests open at a time (default: no limit).
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        max_concurrent: Option<u32>,
+        /// Most requests a minute (default: no limit).
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        requests_per_minute: Option<u32>,
+    },
+    /// List the keys' names and limits.
+    List,
+    /// Remove a key.
+    Remove {
+        /// Whose.
+        name: String,
+    },
 }
 
 /// `tandem chat`.
@@ -125,6 +212,9 @@ pub struct ChatArgs {
     /// Talk to a server that is already running instead of loading a model.
     #[arg(long, value_name = "URL", env = "TANDEM_URL", conflicts_with_all = ["model", "synthetic"])]
     pub url: Option<String>,
+    /// That server.
+    #[command(flatten)]
+    pub server: ServerArgs,
     /// How long the model thinks.
     #[arg(long, value_enum, default_value = "medium", env = "TANDEM_EFFORT")]
     pub effort: Effort,

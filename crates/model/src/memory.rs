@@ -7,7 +7,7 @@ mod weights;
 
 pub use available::available_memory;
 pub use plan::{MemoryError, MemoryPlan, MemoryRequest, plan_memory};
-pub use table::{MemoryLine, MemoryTable};
+pub use table::{MemoryLine, MemoryTable, human};
 pub use weights::{BytesPerToken, bytes_per_token};
 
 #[cfg(test)]

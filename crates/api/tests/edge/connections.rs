@@ -342,3 +342,16 @@ async fn dropping_a_response_unread_ends_its_request() {
     edge.until_idle().await;
     assert!(edge.engine.stats().generated_tokens < 500);
 }
+
+#[tokio::test]
+async fn headers_beyond_the_limit_are_refused() {
+    let server = Server::start(talkative(ApiSettings::default())).await;
+    let many = (0..200).map(|at| format!("x-{at}: x\r\n")).collect();
+    for headers in [format!("x-filler: {}\r\n", "x".repeat(80 << 10)), many] {
+        let mut stream = server.send(&http(&go(json!({})), &headers)).await;
+        let answer = rest(&mut stream).await;
+        // A server that closes with something unread resets the connection, and the answer may be lost with it.
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
+        assert_eq!(server.edge.engine.stats().steps, 0);
+    }
+}

@@ -8,7 +8,7 @@ use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
-use tandem_api::{ApiSettings, ApiState, ModelInfo, router};
+use tandem_api::{ApiSettings, ApiState, ModelInfo, NodeReport, router};
 use tandem_engine::{Engine, EngineSettings, EngineStats};
 use tandem_harmony::Tokenizer;
 use tandem_step::Capacity;
@@ -66,6 +66,11 @@ impl Edge {
             context: capacity.context,
             created: 1_700_000_000,
             notice: None,
+            nodes: vec![NodeReport {
+                name: "node".into(),
+                device: "a worker that recites".into(),
+                ..Default::default()
+            }],
         };
         ready.ready(engine.clone(), model);
         Self { script, engine, router: router(state.clone()), state }

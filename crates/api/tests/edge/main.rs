@@ -1,5 +1,6 @@
 //! The edge from the outside: requests in, answers out, with a real engine behind it that runs a scripted worker.
 
+mod access;
 mod anthropic;
 mod chat;
 mod completions;
@@ -7,6 +8,8 @@ mod connections;
 mod edge;
 mod errors;
 mod others;
+mod status;
+mod tls;
 mod responses;
 mod tools;
 mod worker;

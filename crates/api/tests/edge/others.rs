@@ -164,3 +164,34 @@ async fn text_there_and_back() {
     let back = edge.post("/detokenize", &json!({"tokens": tokens["tokens"]})).await.ok();
     assert_eq!(back["prompt"], text);
 }
+
+#[tokio::test]
+async fn pages_may_load_nothing_from_elsewhere() {
+    let edge = Edge::start();
+    let page = edge.get("/").await;
+    assert_eq!(
+        (page.status.as_u16(), &page.headers["content-type"]),
+        (200, &"text/html; charset=utf-8".parse().unwrap())
+    );
+    let policy = page.headers["content-security-policy"].to_str().unwrap();
+    for part in
+        ["default-src 'none'", "script-src 'self'", "frame-ancestors 'none'", "require-trusted-types-for 'script'"]
+    {
+        assert!(policy.contains(part), "{policy}");
+    }
+    assert!(!policy.contains("unsafe") && !policy.contains("http"), "{policy}");
+    assert_eq!(page.headers["x-content-type-options"], "nosniff");
+    let head = edge.request("HEAD", "/", "").await;
+    assert_eq!((head.status.as_u16(), head.body.len()), (200, 0));
+
+    let script = edge.get("/assets/chat.js").await;
+    assert_eq!(
+        (script.status.as_u16(), &script.headers["content-type"]),
+        (200, &"text/javascript; charset=utf-8".parse().unwrap())
+    );
+    let known = Request::builder().uri("/assets/chat.js").header("if-none-match", &script.headers["etag"]);
+    let again = Answer::read(edge.send(known.body(Body::empty()).unwrap()).await).await;
+    assert_eq!((again.status.as_u16(), again.body.len()), (304, 0));
+    assert_eq!(edge.get("/assets/nothing.js").await.status, 404);
+    assert_eq!(edge.get("/favicon.ico").await.headers["content-type"], "image/svg+xml");
+}

@@ -1,14 +1,11 @@
 //! The OpenAI chat API as the terminal needs it.
 
 use std::io::{BufRead, BufReader};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// An answer may take long; a server that says nothing at all for so long is gone (it sends keep-alives).
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(3600);
+use crate::remote::Remote;
 
 /// One message of a conversation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -93,11 +90,6 @@ struct ErrorBody {
 }
 
 #[derive(Deserialize)]
-struct ErrorResponse {
-    error: ErrorBody,
-}
-
-#[derive(Deserialize)]
 struct Models {
     data: Vec<ModelEntry>,
 }
@@ -107,45 +99,24 @@ struct ModelEntry {
     id: String,
 }
 
-/// A server.
-pub struct Client {
-    agent: ureq::Agent,
-    base: String,
-}
+/// A server that chats.
+pub struct Client(Remote);
 
 impl Client {
-    /// A client of the server at `base`, like `http://127.0.0.1:8000`; a trailing `/v1` is fine.
-    pub fn new(base: &str) -> Self {
-        let base = base.trim_end_matches('/').trim_end_matches("/v1").to_owned();
-        let config = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_connect(Some(CONNECT_TIMEOUT))
-            .timeout_recv_body(Some(ANSWER_TIMEOUT))
-            .build();
-        Self { agent: config.into(), base }
+    /// A client of a server.
+    pub fn new(remote: Remote) -> Self {
+        Self(remote)
     }
 
     /// The model it serves first.
     pub fn model(&self) -> Result<String> {
-        let url = format!("{}/v1/models", self.base);
-        let mut response = self.agent.get(&url).call().with_context(|| format!("no answer from {url}"))?;
-        let body = response.body_mut().read_to_string()?;
-        let models: Models = serde_json::from_str(&body).with_context(|| format!("{url} is not a model server"))?;
+        let models: Models = self.0.get("/v1/models")?;
         models.data.into_iter().next().map(|model| model.id).context("the server serves no model")
     }
 
     /// Sends the request and hands over the pieces as they come, until `each` returns false, which hangs up.
     pub fn chat(&self, request: &ChatRequest<'_>, mut each: impl FnMut(Piece) -> bool) -> Result<()> {
-        let url = format!("{}/v1/chat/completions", self.base);
-        let body = serde_json::to_vec(request)?;
-        let call = self.agent.post(&url).header("content-type", "application/json").send(&body[..]);
-        let mut response = call.with_context(|| format!("no answer from {url}"))?;
-        if !response.status().is_success() {
-            let status = response.status();
-            let body = response.body_mut().read_to_string().unwrap_or_default();
-            let message = serde_json::from_str::<ErrorResponse>(&body).map_or(body, |body| body.error.message);
-            bail!("{status}: {message}");
-        }
+        let mut response = self.0.post("/v1/chat/completions", &serde_json::to_vec(request)?)?;
         for line in BufReader::new(response.body_mut().as_reader()).lines() {
             let line = line.context("the connection broke off")?;
             let Some(data) = line.strip_prefix("data: ") else { continue };

@@ -19,11 +19,10 @@ use rustyline::error::ReadlineError;
 use self::client::{ChatRequest, Client, Message, Piece, Usage};
 use self::command::Command;
 use self::screen::Screen;
+use crate::remote::{DEFAULT_URL, Remote};
 use crate::serve::{self, LocalServer};
-use crate::settings::{ChatArgs, Effort};
+use crate::settings::{ChatArgs, Effort, ServerArgs};
 
-/// Where `tandem serve` listens unless told otherwise.
-const DEFAULT_URL: &str = "http://127.0.0.1:8000";
 /// Lines kept of what was typed.
 const HISTORY_LINES_MAX: usize = 1000;
 
@@ -40,16 +39,16 @@ pub fn run(args: &ChatArgs) -> Result<()> {
 /// A client, and the server it talks to where that was started here.
 fn connect(args: &ChatArgs) -> Result<(Client, Option<LocalServer>)> {
     if let Some(url) = &args.url {
-        return Ok((Client::new(url), None));
+        return Ok((Client::new(Remote::new(url, &args.server)?), None));
     }
     if args.model.model.is_none() && args.model.synthetic.is_none() {
-        let running = Client::new(DEFAULT_URL);
+        let running = Client::new(Remote::new(DEFAULT_URL, &args.server)?);
         if running.model().is_ok() {
             return Ok((running, None));
         }
     }
     let server = serve::start_local(&args.model)?;
-    Ok((Client::new(&server.url()), Some(server)))
+    Ok((Client::new(Remote::new(&server.url(), &ServerArgs::default())?), Some(server)))
 }
 
 struct Chat {

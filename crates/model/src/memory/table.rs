@@ -28,7 +28,7 @@ impl MemoryTable {
 }
 
 /// Decimal megabytes, or gigabytes from one on up.
-pub(crate) fn human(bytes: u64) -> String {
+pub fn human(bytes: u64) -> String {
     match bytes {
         0..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
         _ => format!("{:.2} GB", bytes as f64 / 1e9),

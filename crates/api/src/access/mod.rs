@@ -1,0 +1,143 @@
+//! Who may ask what: keys, their limits, and pages of other sites.
+//!
+//! Without keys everybody may use everything, which is why the server listens on the loopback address unless told
+//! otherwise. With keys, all but [`OPEN_PATHS`] needs one.
+
+mod allowance;
+mod key_file;
+mod keyring;
+mod origins;
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use hyper::body::{Frame, SizeHint};
+
+pub use key_file::{KeyEntry, KeyFile, KeyFileError, KeyLimits};
+pub use keyring::Keyring;
+pub use origins::{BadOrigin, Origins};
+
+use crate::body;
+use crate::error::ApiError;
+use crate::settings::ApiSettings;
+use crate::state::ApiState;
+use allowance::Permit;
+
+/// What needs no key: whether the server works, and what is the same on every server, such as the pages, which ask for
+/// a key themselves.
+const OPEN_PATHS: &[&str] = &["/", "/status", "/health", "/ready", "/openapi.json", "/favicon.ico"];
+/// Likewise, everything below.
+const OPEN_FOLDER: &str = "/assets/";
+
+/// Lets a request through if it may, and for as long as its answer takes counts it against its key.
+pub(crate) async fn admit(State(state): State<ApiState>, request: Request, next: Next) -> Response {
+    match check(&request, state.settings()) {
+        Ok(None) => next.run(request).await,
+        Ok(Some(permit)) => next.run(request).await.map(|body| Body::new(Held { body, _permit: permit })),
+        Err(error) => {
+            let (parts, unread) = request.into_parts();
+            // A client that is still sending when the connection closes may never see the answer.
+            body::discard(&parts.headers, unread, state.settings()).await;
+            error.into_response()
+        }
+    }
+}
+
+fn check(request: &Request, settings: &ApiSettings) -> Result<Option<Permit>, ApiError> {
+    let (headers, path) = (request.headers(), request.uri().path());
+    if !request.method().is_safe() && !settings.cors_origins.admit(headers) {
+        return Err(ApiError::cross_site());
+    }
+    match &settings.keys {
+        Some(keys) if needs_key(path, settings) => {
+            let key = keys.find(&given_keys(headers)).ok_or_else(|| no_key(headers))?;
+            tracing::Span::current().record("key", key.name());
+            key.take(std::time::Instant::now()).map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
+fn needs_key(path: &str, settings: &ApiSettings) -> bool {
+    let open = OPEN_PATHS.contains(&path) || path.starts_with(OPEN_FOLDER);
+    !(open || settings.open_metrics && path == "/metrics")
+}
+
+/// What a request offers as keys: OpenAI's clients send a bearer token, Anthropic's `x-api-key`, and some both.
+fn given_keys(headers: &HeaderMap) -> Vec<&[u8]> {
+    let bearer = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes()).and_then(|value| {
+        let (scheme, token) = value.split_at_checked("Bearer ".len())?;
+        scheme.eq_ignore_ascii_case(b"Bearer ").then(|| token.trim_ascii())
+    });
+    bearer.into_iter().chain(headers.get("x-api-key").map(|value| value.as_bytes())).collect()
+}
+
+fn no_key(headers: &HeaderMap) -> ApiError {
+    match given_keys(headers)[..] {
+        [] => ApiError::unauthorized("missing_api_key", "this server needs an API key: 'Authorization: Bearer KEY'"),
+        _ => ApiError::unauthorized("invalid_api_key", "this server does not know the API key that was sent"),
+    }
+}
+
+/// A response body that counts against a key until it is sent or dropped.
+struct Held {
+    body: Body,
+    _permit: Permit,
+}
+
+impl hyper::body::Body for Held {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn keys_are_found_where_clients_put_them() {
+        let keys = |pairs: &[(&'static str, &'static str)]| {
+            let headers = pairs.iter().map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value)));
+            let headers: HeaderMap = headers.collect();
+            let given = given_keys(&headers);
+            given.into_iter().map(|key| String::from_utf8(key.to_vec()).unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(keys(&[("authorization", "Bearer abc")]), ["abc"]);
+        assert_eq!(keys(&[("authorization", "bearer  abc ")]), ["abc"]);
+        assert_eq!(keys(&[("authorization", "Basic abc")]), [""; 0]);
+        assert_eq!(keys(&[("authorization", "Bearer")]), [""; 0]);
+        assert_eq!(keys(&[("x-api-key", "def")]), ["def"]);
+        assert_eq!(keys(&[("authorization", "Bearer abc"), ("x-api-key", "def")]), ["abc", "def"]);
+    }
+
+    #[test]
+    fn only_what_tells_nothing_is_open() {
+        let settings = ApiSettings::default();
+        for path in ["/", "/status", "/health", "/ready", "/openapi.json", "/assets/chat.js"] {
+            assert!(!needs_key(path, &settings), "{path}");
+        }
+        for path in ["/v1/models", "/metrics", "/version", "/status.json", "/v1/chat/completions", "/nothing", "//"] {
+            assert!(needs_key(path, &settings), "{path}");
+        }
+        assert!(!needs_key("/metrics", &ApiSettings { open_metrics: true, ..settings }));
+    }
+}
