@@ -24,6 +24,7 @@ DEVICE void dense(const u8* weights, const u8* scales, const void* bases, const 
 // weights, scales, bases in fragment order (null where the format has none); bias f32 [rows] or null;
 // x [n, cols] f16 (BF16 weights: bf16); out f32 [n, rows].
 #define DENSE(NAME, THREADS, BLOCKS, ...)                                                                                           \
+    extern "C" __device__ int dense_##NAME##_shared = __VA_ARGS__::SHARED_BYTES;                                                \
     extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) dense_##NAME(                                                        \
         const u8* __restrict__ weights, const u8* __restrict__ scales, const void* __restrict__ bases, const float* __restrict__ bias, \
         const u16* __restrict__ x, float* __restrict__ out, int n, int rows, int cols, int accumulate) {                               \

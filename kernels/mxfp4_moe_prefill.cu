@@ -1,6 +1,6 @@
 // The experts of many rows: two grouped products over the tiles of moe_group, and the weighted sum of their results.
 // Launch gate_up and down persistently (a few blocks a multiprocessor, any grid is right) with 128 threads and
-// STAGES * STAGE_BYTES of dynamic shared memory; kernels/README.md has the numbers. tile_rows given to moe_group must be
+// STAGES * STAGE_BYTES of dynamic shared memory; which a variable beside each kernel holds for the host, NAME_shared. tile_rows given to moe_group must be
 // the NT in the kernel's name. Every work item is one (tile of pairs, block of rows); an expert's items are neighbours, so
 // that its second tile finds the weights in L2. Bytes: each expert's weights once (0.53 B a weight) while they stay in L2,
 // and the activations once for each block of rows, from L2.
@@ -10,6 +10,7 @@
 // weights, scales, bases, bias: MXFP4 in fragment order, [expert]...; bias f32 in the checkpoint's order or null.
 // x f16 [n, cols]; z f16 [pairs, rows / 2]; y f32 [pairs, rows].
 #define EXPERTS(NAME, THREADS, BLOCKS, ...)                                                                                    \
+    extern "C" { __device__ int mxfp4_moe_gate_up_##NAME##_shared = __VA_ARGS__::SHARED_BYTES, mxfp4_moe_down_##NAME##_shared = __VA_ARGS__::SHARED_BYTES; } \
     extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) mxfp4_moe_gate_up_##NAME(                                            \
         const u8* __restrict__ weights, const u8* __restrict__ scales, const u8* __restrict__ bases, const float* __restrict__ bias,   \
         const u16* __restrict__ x, u16* __restrict__ z, const int4* __restrict__ tiles, const int* __restrict__ n_tiles,               \
@@ -25,7 +26,7 @@
 
 EXPERTS(16, 128, SMALL_SHARED ? 2 : 4, TileProduct<MXFP4, 16, 2, 4, 1, 7>)
 EXPERTS(32, 128, SMALL_SHARED ? 2 : 4, TileProduct<MXFP4, 32, 2, 4, 1, (SMALL_SHARED ? 5 : 6)>)
-EXPERTS(64, 128, SMALL_SHARED ? 2 : 4, TileProduct<MXFP4, 64, 2, 4, 1, 4>)
+EXPERTS(64, 128, SMALL_SHARED ? 2 : 3, TileProduct<MXFP4, 64, 2, 4, 1, 4>)
 EXPERTS(128, 128, 2, TileProduct<MXFP4, 128, 2, 4, 1, (SMALL_SHARED ? 2 : 4)>)
 #if HAS_WARPGROUP
 EXPERTS(wide, 256, 1, WideProduct<MXFP4, 6>)

@@ -50,7 +50,7 @@ macro_rules! headers {
 
 /// What they include.
 pub(crate) const HEADERS: &[Source] =
-    &headers!["tandem.cuh", "decode.cuh", "prefill.cuh", "wide.cuh", "experts.cuh", "fp8.cuh"];
+    &headers!["tandem.cuh", "decode.cuh", "prefill.cuh", "wide.cuh", "experts.cuh", "results.cuh", "fp8.cuh"];
 
 /// A kernel on the device.
 #[derive(Clone, Copy)]
@@ -59,9 +59,17 @@ pub(crate) struct Kernel(pub(crate) CUfunction);
 /// One product of many rows, compiled for several tiles of activation rows.
 pub(crate) struct Tiled {
     /// For tiles of [`TILES`] rows.
-    pub(crate) narrow: [Kernel; 4],
+    pub(crate) narrow: [TileKernel; 4],
     /// With warpgroup products, [`WIDE_TILE`] rows; on sm_90a.
-    pub(crate) wide: Option<Kernel>,
+    pub(crate) wide: Option<TileKernel>,
+}
+
+/// A product for one tile.
+#[derive(Clone, Copy)]
+pub(crate) struct TileKernel {
+    pub(crate) kernel: Kernel,
+    /// Dynamic shared memory it needs, bytes.
+    pub(crate) shared: usize,
 }
 
 /// Activation rows of a narrow tile.
@@ -71,10 +79,12 @@ pub(crate) const WIDE_TILE: usize = 256;
 
 impl Tiled {
     fn find(modules: &[CUmodule], name: &str) -> Result<Self, BackendError> {
-        let narrow = |tile: usize| function(modules, &format!("{name}_{tile}"));
-        let [a, b, c, d] = TILES;
-        let wide = function(modules, &format!("{name}_wide")).ok();
-        Ok(Self { narrow: [narrow(a)?, narrow(b)?, narrow(c)?, narrow(d)?], wide })
+        let find = |tile: &str| -> Result<TileKernel, BackendError> {
+            let name = format!("{name}_{tile}");
+            Ok(TileKernel { kernel: function(modules, &name)?, shared: number(modules, &format!("{name}_shared"))? })
+        };
+        let [a, b, c, d] = TILES.map(|tile| find(&tile.to_string()));
+        Ok(Self { narrow: [a?, b?, c?, d?], wide: find("wide").ok() })
     }
 }
 
@@ -107,8 +117,8 @@ macro_rules! kernels {
             /// All of them, for settings they share.
             fn all(&self) -> Vec<Kernel> {
                 let tiled = [&self.dense_bf16, &self.dense_q8, &self.moe_gate_up, &self.moe_down];
-                let tiled = tiled.into_iter().flat_map(|tiled| tiled.narrow.iter().copied().chain(tiled.wide));
-                [$(self.$name),*].into_iter().chain(tiled).collect()
+                let tiled = tiled.into_iter().flat_map(|tiled| tiled.narrow.into_iter().chain(tiled.wide));
+                [$(self.$name),*].into_iter().chain(tiled.map(|tile| tile.kernel)).collect()
             }
         }
     };
@@ -214,4 +224,19 @@ fn function(modules: &[CUmodule], name: &str) -> Result<Kernel, BackendError> {
         }
     }
     Err(BackendError::Unsupported(format!("there is no kernel {name}")))
+}
+
+/// The value of a variable on the device.
+fn number(modules: &[CUmodule], name: &str) -> Result<usize, BackendError> {
+    let missing = || BackendError::Unsupported(format!("there is no variable {name} beside its kernel"));
+    let c_name = CString::new(name).map_err(|_| missing())?;
+    // SAFETY: the modules are loaded and never unloaded while the process lives.
+    let mut found =
+        modules.iter().filter_map(|module| unsafe { result::module::get_global(*module, c_name.clone()) }.ok());
+    let (address, _) = found.next().ok_or_else(missing)?;
+    let mut value = [0_i32];
+    // SAFETY: the variable is an int.
+    unsafe { result::memcpy_dtoh_sync(&mut value, address) }
+        .map_err(|error| failed(&format!("reading {name}"), error))?;
+    usize::try_from(value[0]).map_err(|_| missing())
 }

@@ -5,7 +5,7 @@ use tandem_backend::{AttentionContext, BackendError, DenseFormat, ExpertsShape, 
 use crate::backend::{CudaBackend, ensure};
 use crate::buffer::{CudaBuffer, CudaRouting, CudaVector};
 use crate::experts::CudaExperts;
-use crate::kernels::{Kernel, TILES, Tiled, WIDE_TILE};
+use crate::kernels::{Kernel, TILES, TileKernel, Tiled, WIDE_TILE};
 use crate::kv::CudaKv;
 use crate::launch::{Launch, arguments};
 use crate::matrix::CudaMatrix;
@@ -15,16 +15,6 @@ use crate::operations::window;
 const ATTENTION_ROWS: usize = 128;
 /// Its shared memory: three stages of 64 keys and values.
 const ATTENTION_SHARED: usize = 49_152;
-/// Weight rows of a work item, in row tiles.
-const ROW_TILES: usize = 8;
-
-/// Kind of a product, which decides how much shared memory a stage takes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Product {
-    Experts,
-    Q8,
-    Bf16,
-}
 
 /// A product with the tile that suits a number of rows.
 struct Choice {
@@ -49,11 +39,11 @@ impl CudaBackend {
     /// `out = norm(x) · weightᵀ + bias`, or added to `out`.
     pub(crate) fn linear_many(&self, op: &ManyLinear<'_>, out: &CudaBuffer) -> Result<(), BackendError> {
         let ManyLinear { x, n, weight, bias, norm, add } = *op;
-        let (tiled, product) = match weight.format {
-            DenseFormat::Bf16 => (&self.kernels.dense_bf16, Product::Bf16),
-            DenseFormat::Q8 => (&self.kernels.dense_q8, Product::Q8),
+        let tiled = match weight.format {
+            DenseFormat::Bf16 => &self.kernels.dense_bf16,
+            DenseFormat::Q8 => &self.kernels.dense_q8,
         };
-        let choice = self.choose(tiled, product, n);
+        let choice = self.choose(tiled, n);
         let bf16 = weight.format == DenseFormat::Bf16;
         let narrow = match norm {
             Some((norm, eps)) => self.norm_narrow(x, n, norm, eps, bf16, choice.wide)?,
@@ -71,7 +61,7 @@ impl CudaBackend {
         bias: &CudaVector,
         out: &CudaRouting,
     ) -> Result<(), BackendError> {
-        let choice = self.choose(&self.kernels.dense_bf16, Product::Bf16, n);
+        let choice = self.choose(&self.kernels.dense_bf16, n);
         let (high, low) = self.narrow(x, n, true, choice.wide, true)?;
         let logits = {
             let mut state = self.state();
@@ -96,8 +86,8 @@ impl CudaBackend {
     ) -> Result<(), BackendError> {
         let ExpertsShape { experts: count, hidden, intermediate, limit, alpha } = experts.shape;
         let (top_k, pairs) = (routing.top_k, n * routing.top_k);
-        let up = self.choose(&self.kernels.moe_gate_up, Product::Experts, pairs.div_ceil(count));
-        let down = self.choose(&self.kernels.moe_down, Product::Experts, pairs.div_ceil(count));
+        let up = self.choose(&self.kernels.moe_gate_up, pairs.div_ceil(count));
+        let down = self.choose(&self.kernels.moe_down, pairs.div_ceil(count));
         let (narrow, _) = self.narrow(x, n, false, up.wide, false)?;
         let mut state = self.state();
         let scratch = &mut state.scratch;
@@ -301,14 +291,13 @@ impl CudaBackend {
     }
 
     /// The tile for `rows` activation rows a matrix, and as many blocks as the device holds at once.
-    fn choose(&self, tiled: &Tiled, product: Product, rows: usize) -> Choice {
-        let small = self.device.shared_bytes_max() < 128 << 10;
+    fn choose(&self, tiled: &Tiled, rows: usize) -> Choice {
         let multiprocessors = self.device.multiprocessors() as usize;
-        let (kernel, tile, shared, wide) = match tiled.wide.filter(|_| rows > TILES[3]) {
-            Some(wide) => (wide, WIDE_TILE, wide_bytes(product), true),
+        let (TileKernel { kernel, shared }, tile, wide) = match tiled.wide.filter(|_| rows > TILES[3]) {
+            Some(wide) => (wide, WIDE_TILE, true),
             None => {
                 let index = TILES.iter().position(|tile| rows <= *tile).unwrap_or(TILES.len() - 1);
-                (tiled.narrow[index], TILES[index], tile_bytes(product, index, small), false)
+                (tiled.narrow[index], TILES[index], false)
             }
         };
         let each = (self.device.shared_bytes_max() as usize / (shared + 1024)).clamp(1, 4);
@@ -316,38 +305,4 @@ impl CudaBackend {
         let shape = Launch { grid: (multiprocessors * each, 1, 1), threads, shared };
         Choice { kernel, rows: tile, wide, shape }
     }
-}
-
-impl Product {
-    /// Bytes of 16 weight rows by 64 columns, scales included.
-    fn weight_bytes(self) -> usize {
-        match self {
-            Product::Experts => 544,
-            Product::Q8 => 1088,
-            Product::Bf16 => 2048,
-        }
-    }
-}
-
-/// Shared memory of a narrow product: its stages, each of weights and of slices of 64 columns of activations. The numbers
-/// of slices and stages are those with which the kernels are instantiated.
-fn tile_bytes(product: Product, index: usize, small: bool) -> usize {
-    let (slices, stages) = match (product, small) {
-        (Product::Experts, false) => [(2, 4), (2, 4), (1, 4), (1, 4)][index],
-        (Product::Experts, true) => [(2, 4), (2, 4), (1, 4), (1, 2)][index],
-        (Product::Q8, false) => [(4, 4), (4, 3), (2, 3), (1, 4)][index],
-        (Product::Bf16, false) => [(4, 3), (4, 3), (2, 3), (1, 3)][index],
-        (Product::Q8 | Product::Bf16, true) => [(4, 2), (4, 2), (2, 2), (1, 2)][index],
-    };
-    stages * (ROW_TILES * product.weight_bytes() + slices * TILES[index] * 128)
-}
-
-/// Shared memory of a wide product.
-fn wide_bytes(product: Product) -> usize {
-    let stages = match product {
-        Product::Experts => 6,
-        Product::Q8 => 5,
-        Product::Bf16 => 4,
-    };
-    stages * (WIDE_TILE * 128 + ROW_TILES * product.weight_bytes()).next_multiple_of(1024)
 }

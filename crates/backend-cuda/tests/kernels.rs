@@ -1,4 +1,4 @@
-//! Every kernel compiles for both targets, without spilling registers. Needs NVRTC, but no GPU and no driver.
+//! Every kernel is part of the binary, and compiles for both targets, without spilling registers. Needs NVRTC, but no GPU and no driver.
 
 use tandem_backend_cuda::{CompileError, Compiler, SOURCES};
 
