@@ -7,7 +7,7 @@
 DEVICE float swiglu(float gate, float up, float limit, float alpha) {
     gate = fminf(gate, limit);
     up = fminf(fmaxf(up, -limit), limit);
-    return gate / (1.0f + __expf(-alpha * gate)) * (up + 1.0f);
+    return __fdividef(gate, 1.0f + __expf(-alpha * gate)) * (up + 1.0f);
 }
 
 // How gate_up writes a block's results: rows of UNITS f16 values `pitch` bytes apart in shared memory, whose token i goes to
@@ -43,13 +43,13 @@ DEVICE void gate_up(const u8* weights, const u8* scales, const u8* bases, const 
     for (int item = blockIdx.x; item < items; item += gridDim.x) {
         const int4 tile = tiles[item / blocks];
         const int first_tile = (item % blocks) * Product::ROW_TILES;
-        const u64 expert_tiles = (u64)tile.x * row_tiles;
-        p.run(weights + expert_tiles * Tile<MXFP4>::stride(cols), scales + expert_tiles * Tile<MXFP4>::scale_stride(cols), bases + expert_tiles * 16, x, first_tile, row_tiles, cols, tile.z, [&](int i) { return pairs[tile.y + i] / top_k; });
+        const u32 expert_tiles = tile.x * row_tiles;
+        p.run(weights + (u64)expert_tiles * Tile<MXFP4>::stride(cols), scales + (u64)expert_tiles * Tile<MXFP4>::scale_stride(cols), bases + (u64)expert_tiles * 16, x, first_tile, row_tiles, cols, tile.z, [&](int i) { return pairs[tile.y + i] / top_k; });
 #pragma unroll
         for (int m = 0; m < Product::MT; m++) {
             const int unit = (first_tile + p.row_tile(m)) * 8 + p.g;
             if (unit >= units) continue;
-            const u64 row = (expert_tiles + first_tile + p.row_tile(m)) * 16 + p.g;
+            const u64 row = (u64)(expert_tiles + first_tile + p.row_tile(m)) * 16 + p.g;
             const float gate_factor = Product::factor(bases, row), up_factor = Product::factor(bases, row + 8);
             const float gate_bias = bias ? bias[(u64)tile.x * rows + 2 * unit] : 0.0f;
             const float up_bias = bias ? bias[(u64)tile.x * rows + 2 * unit + 1] : 0.0f;
@@ -79,10 +79,10 @@ DEVICE void down(const u8* weights, const u8* scales, const u8* bases, const flo
     for (int item = blockIdx.x; item < items; item += gridDim.x) {
         const int4 tile = tiles[item / blocks];
         const int first_tile = (item % blocks) * Product::ROW_TILES;
-        const u64 expert_tiles = (u64)tile.x * row_tiles;
-        p.run(weights + expert_tiles * Tile<MXFP4>::stride(cols), scales + expert_tiles * Tile<MXFP4>::scale_stride(cols), bases + expert_tiles * 16, z, first_tile, row_tiles, cols, tile.z, [&](int i) { return tile.y + i; });
+        const u32 expert_tiles = tile.x * row_tiles;
+        p.run(weights + (u64)expert_tiles * Tile<MXFP4>::stride(cols), scales + (u64)expert_tiles * Tile<MXFP4>::scale_stride(cols), bases + (u64)expert_tiles * 16, z, first_tile, row_tiles, cols, tile.z, [&](int i) { return tile.y + i; });
         store_rows(
-            p, first_tile, rows, tile.z, [&](int row) { return Product::factor(bases, expert_tiles * 16 + row); },
+            p, first_tile, rows, tile.z, [&](int row) { return Product::factor(bases, (u64)expert_tiles * 16 + row); },
             [&](int row) { return bias ? bias[(u64)tile.x * rows + row] : 0.0f; }, [&](int token) { return y + (u64)pairs[tile.y + token] * rows; }, false);
     }
 }

@@ -293,63 +293,57 @@ struct TileProduct {
             int token = piece_row + i * (16 / WK);
             source[i] = token < count ? (u32)source_row(token) * (u32)cols : 0xffffffffu;
         }
-        // Where this lane's copies of the next step come from. A row tile past the end counts as used up.
-        const u8 *from[MT], *scales_from = scales;
-        u32 left[MT], scales_left = 0;
+        // Where this lane's copies come from: the start of its row tiles. A tile past the end is zeros.
+        const u8 *from[MT], *scales_from = scales + lane % SCALE_LANES * 16;
 #pragma unroll
-        for (int m = 0; m < MT; m++) {
-            int tile = first_tile + row_tile(m);
-            u32 skip = wk * Tile<F>::BYTES;
-            left[m] = tile < row_tiles && skip < stride ? stride - skip : 0;
-            from[m] = weights + (left[m] ? (u64)tile * stride + skip : 0) + lane * 16;
-        }
+        for (int m = 0; m < MT; m++) from[m] = weights + (u64)min(first_tile + row_tile(m), row_tiles - 1) * stride + lane * 16;
+        bool has_scales = false;
         if (SCALE_PIECES > 0 && lane < MT * SCALE_PIECES) {
-            int tile = first_tile + row_tile(lane / SCALE_LANES);
-            u32 skip = wk * Tile<F>::SCALE_BYTES + lane % SCALE_LANES * 16;
-            scales_left = tile < row_tiles && skip < scale_stride ? scale_stride - skip : 0;
-            scales_from = scales + (scales_left ? (u64)tile * scale_stride + skip : 0);
+            const int tile = first_tile + row_tile(lane / SCALE_LANES);
+            has_scales = tile < row_tiles;
+            scales_from += (u64)min(tile, row_tiles - 1) * scale_stride;
         }
-        int column = piece * 8;
         const u32 shared = shared_address(dynamic_shared);
         const u32 to_weights = shared + warp * MT * Tile<F>::BYTES + lane * 16;
         const u32 to_scales = shared + WEIGHT_BYTES + warp * MT * Tile<F>::SCALE_BYTES + lane * 16;
         const u32 to_x = shared + WEIGHT_BYTES + SCALE_BYTES + (piece / 8) * (NT * 128) + piece_row * 128 + (((piece % 8) ^ ((piece_row & 1) << 2)) * 16);
-        auto load = [&](u32 stage) {
+        auto load = [&](u32 stage, int step) {
+            const u32 offset = (step * WK + wk) * Tile<F>::BYTES;
+            const int column = step * (64 * WK) + piece * 8;
 #pragma unroll
             for (int m = 0; m < MT; m++) {
 #pragma unroll
-                for (int i = 0; i < Tile<F>::BYTES / 512; i++) copy16(to_weights + stage + m * Tile<F>::BYTES + i * 512, from[m] + (i * 512 < left[m] ? i * 512 : 0), i * 512 < left[m]);
-                from[m] += left[m] > WK * Tile<F>::BYTES ? WK * Tile<F>::BYTES : 0;
-                left[m] -= min(left[m], (u32)(WK * Tile<F>::BYTES));
+                for (int i = 0; i < Tile<F>::BYTES / 512; i++) {
+                    const bool inside = first_tile + row_tile(m) < row_tiles && offset + i * 512 < stride;
+                    copy16(to_weights + stage + m * Tile<F>::BYTES + i * 512, from[m] + (inside ? offset + i * 512 : 0), inside);
+                }
             }
             if (SCALE_PIECES > 0 && lane < MT * SCALE_PIECES) {
-                copy16(to_scales + stage, scales_from, scales_left > 0);
-                scales_from += scales_left > WK * Tile<F>::SCALE_BYTES ? WK * Tile<F>::SCALE_BYTES : 0;
-                scales_left -= min(scales_left, (u32)(WK * Tile<F>::SCALE_BYTES));
+                const bool inside = has_scales && offset / 16 + lane % SCALE_LANES * 16 < scale_stride;
+                copy16(to_scales + stage, scales_from + (inside ? offset / 16 : 0), inside);
             }
 #pragma unroll
             for (int i = 0; i < PIECES; i++) {
                 bool inside = source[i] != 0xffffffffu && column < cols;
                 copy16(to_x + stage + i * (16 / WK) * 128, x + (inside ? source[i] + column : 0), inside);
             }
-            column += 64 * WK;
         };
         const int steps = (cols + 64 * WK - 1) / (64 * WK);
 #pragma unroll 1
         for (int s = 0; s < STAGES - 1; s++) {
-            if (s < steps) load(s * STAGE_BYTES);
+            if (s < steps) load(s * STAGE_BYTES, s);
             copies_commit();
         }
-        u32 read = 0, write = (STAGES - 1) * STAGE_BYTES;
+        u32 read = 0;
 #pragma unroll 1
         for (int step = 0; step < steps; step++) {
             copies_wait<STAGES - 2>();
             __syncthreads();
-            if (step + STAGES - 1 < steps) load(write);
+            // The stage read last is the next to fill.
+            if (step + STAGES - 1 < steps) load(read == 0 ? SHARED_BYTES - STAGE_BYTES : read - STAGE_BYTES, step + STAGES - 1);
             copies_commit();
             multiply(shared + read, count);
-            read = read + STAGE_BYTES == STAGES * STAGE_BYTES ? 0 : read + STAGE_BYTES;
-            write = write + STAGE_BYTES == STAGES * STAGE_BYTES ? 0 : write + STAGE_BYTES;
+            read = read + STAGE_BYTES == SHARED_BYTES ? 0 : read + STAGE_BYTES;
         }
         copies_wait<0>();
         __syncthreads();

@@ -150,59 +150,45 @@ struct WideProduct {
             if (s < count) load(shared + s * STAGE_BYTES);
             copies_commit();
         }
-        copies_wait<STAGES - 3>();
-        __syncthreads();
         u32 even[2][2][4], odd[2][2][4];
-        dequantise(even[0], shared, 0);
-        dequantise(even[1], shared, 1);
         u32 read = 0, write = (STAGES - 2) * STAGE_BYTES;
         int step = 0;
 #pragma unroll 1
         for (; step + 2 <= count; step += 2) {
-            one(even, odd, shared, read, write, step + STAGES - 2 < count, true);
-            one(odd, even, shared, read, write, step + STAGES - 1 < count, step + 2 < count);
+            one(even, shared, read, write, step + STAGES - 2 < count);
+            one(odd, shared, read, write, step + STAGES - 1 < count);
         }
-        if (step < count) one(even, odd, shared, read, write, false, false);
+        if (step < count) one(even, shared, read, write, false);
         wgmma_wait<0>();
     }
 
-    // Issues the products of one step and, between its halves, dequantises the next one's fragments: issuing holds a warp up
-    // until the product before has begun, so there is always one running meanwhile. `next` was the step before's set, whose
-    // products the wait inside the first half has seen end.
-    DEVICE void one(u32 (&a)[2][2][4], u32 (&next)[2][2][4], u32 shared, u32& read, u32& write, bool more, bool has_next) {
-        copies_wait<STAGES - 4>();
+    template <int N>
+    DEVICE void issue(u32 (&a)[2][2][4], u64 b) {
+        wgmma_fence();
+#pragma unroll
+        for (int k = 0; k < 4; k++) wgmma<N, F == BF16>(&acc[0][0][0], a[k / 2][k % 2], b + 2 * k);
+        wgmma_commit();
+        wgmma_wait<1>();
+    }
+
+    // Steps alternate between two sets of fragments: a set is rewritten once the product before the last has ended.
+    DEVICE void one(u32 (&a)[2][2][4], u32 shared, u32& read, u32& write, bool more) {
+        copies_wait<STAGES - 3>();
         fence_shared_for_wgmma();
         __syncthreads();
-        const u64 b = swizzled_operand(shared + read);
-        read = read + STAGE_BYTES == SHARED_BYTES ? 0 : read + STAGE_BYTES;
-        half_step<1>(a[0], b);
-        if (has_next) dequantise(next[0], shared + read, 0);
-        half_step<2>(a[1], b + 4);
         if (more) load(shared + write);
         copies_commit();
-        write = write + STAGE_BYTES == SHARED_BYTES ? 0 : write + STAGE_BYTES;
-        if (has_next) dequantise(next[1], shared + read, 1);
-    }
-
-    DEVICE void dequantise(u32 (&a)[2][4], u32 stage, int group) {
-        fragments<F>(a, stage + X_BYTES + warp * Tile<F>::BYTES + lane * 16, stage + X_BYTES + 8 * Tile<F>::BYTES + warp * Tile<F>::SCALE_BYTES, group, g, row_scale);
-    }
-
-    template <int PENDING>
-    DEVICE void half_step(u32 (&a)[2][4], u64 b) {
-        if (quarters == 1) issue<64, PENDING>(a, b);
-        else if (quarters == 2) issue<128, PENDING>(a, b);
-        else if (quarters == 3) issue<192, PENDING>(a, b);
-        else issue<256, PENDING>(a, b);
-    }
-
-    template <int N, int PENDING>
-    DEVICE void issue(u32 (&a)[2][4], u64 b) {
-        wgmma_fence();
-        wgmma<N, F == BF16>(&acc[0][0][0], a[0], b);
-        wgmma<N, F == BF16>(&acc[0][0][0], a[1], b + 2);
-        wgmma_commit();
-        wgmma_wait<PENDING>();
+        const u32 stage = shared + read;
+#pragma unroll
+        for (int group = 0; group < 2; group++)
+            fragments<F>(a[group], stage + X_BYTES + warp * Tile<F>::BYTES + lane * 16, stage + X_BYTES + 8 * Tile<F>::BYTES + warp * Tile<F>::SCALE_BYTES, group, g, row_scale);
+        const u64 b = swizzled_operand(stage);
+        if (quarters == 1) issue<64>(a, b);
+        else if (quarters == 2) issue<128>(a, b);
+        else if (quarters == 3) issue<192>(a, b);
+        else issue<256>(a, b);
+        read = read + STAGE_BYTES == STAGES * STAGE_BYTES ? 0 : read + STAGE_BYTES;
+        write = write + STAGE_BYTES == STAGES * STAGE_BYTES ? 0 : write + STAGE_BYTES;
     }
 };
 
