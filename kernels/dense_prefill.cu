@@ -1,6 +1,6 @@
 // Dense layers of many rows: out[row, r] = W x[row] + bias, or added to out, for Q8, BF16 and MXFP4 weights.
-// Launch persistently (a few blocks a multiprocessor, any grid is right), 128 threads, STAGES * STAGE_BYTES of dynamic
-// shared memory (kernels/README.md). Work items are (NT activation rows, block of weight rows), blocks of weight rows
+// Launch persistently (a few blocks a multiprocessor, any grid is right), 128 threads (wide: 256), NAME_shared bytes of
+// dynamic shared memory. Work items are (NT activation rows, block of weight rows), blocks of weight rows
 // first, so that the blocks in flight share activations and, while few, weights in L2.
 // Bytes: weights once a NT rows and activations once a block, mostly from L2; flops 2 * n * rows * cols.
 #include "results.cuh"

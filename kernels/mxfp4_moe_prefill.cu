@@ -1,9 +1,10 @@
 // The experts of many rows: two grouped products over the tiles of moe_group, and the weighted sum of their results.
-// Launch gate_up and down persistently (a few blocks a multiprocessor, any grid is right) with 128 threads and
-// STAGES * STAGE_BYTES of dynamic shared memory; which a variable beside each kernel holds for the host, NAME_shared. tile_rows given to moe_group must be
-// the NT in the kernel's name. Every work item is one (tile of pairs, block of rows); an expert's items are neighbours, so
-// that its second tile finds the weights in L2. Bytes: each expert's weights once (0.53 B a weight) while they stay in L2,
-// and the activations once for each block of rows, from L2.
+// Launch gate_up and down persistently (a few blocks a multiprocessor, any grid is right) with 128 threads (wide: 256) and
+// as much dynamic shared memory as the variable beside each kernel holds for the host, NAME_shared. tile_rows given to
+// moe_group must be the number in the kernel's name (wide: 256), wide's x and z are in the permuted order of prefill.cuh. Every work
+// item is one (tile of pairs, block of rows); an expert's items are neighbours, so that its second tile finds the weights in
+// L2. Bytes: each expert's weights once (0.53 B a weight) while they stay in L2, and the activations once for each block of
+// rows, from L2.
 #include "experts.cuh"
 #include "wide.cuh"
 
@@ -25,7 +26,7 @@
     }
 
 EXPERTS(16, 128, SMALL_SHARED ? 2 : 4, TileProduct<MXFP4, 16, 2, 4, 1, 7>)
-EXPERTS(32, 128, SMALL_SHARED ? 2 : 3, TileProduct<MXFP4, 32, 2, 4, 1, (SMALL_SHARED ? 5 : 6)>)
+EXPERTS(32, 128, SMALL_SHARED ? 2 : 4, TileProduct<MXFP4, 32, 2, 4, 1, (SMALL_SHARED ? 5 : 6)>)
 EXPERTS(64, 128, SMALL_SHARED ? 2 : 3, TileProduct<MXFP4, 64, 2, 4, 1, 4>)
 EXPERTS(128, 128, 2, TileProduct<MXFP4, 128, 2, 4, 1, (SMALL_SHARED ? 2 : 4)>)
 #if HAS_WARPGROUP

@@ -1,5 +1,5 @@
-// The experts of many rows with MXFP8 activations, as mxfp4_moe_prefill.cu launches them: 128 threads, STAGES *
-// STAGE_BYTES of dynamic shared memory, tile_rows of moe_group as in the name. `scaled` exists on sm_121a only, where the
+// The experts of many rows with MXFP8 activations, as mxfp4_moe_prefill.cu launches them: 128 threads, NAME_shared
+// bytes of dynamic shared memory, tile_rows of moe_group as in the name. `scaled` exists on sm_121a only, where the
 // tensor cores apply the scales; `plain` is the same product with f32 scaling, and runs on both targets.
 #include "experts.cuh"
 #include "fp8.cuh"
@@ -46,6 +46,10 @@ struct Fp8Results {
 // weights, scales: MXFP4 in fragment order, [expert]...; bases unused; bias f32 in the checkpoint's order or null.
 // x, z e4m3 [.., cols] with E8M0 scales [.., scale_columns(cols)]: cols / 32 rounded up to 4; y f32 [pairs, rows].
 #define EXPERTS(NAME, NT, STAGES, SCALED)                                                                                              \
+    extern "C" {                                                                                                                       \
+    __device__ int mxfp4_moe_gate_up_##NAME##_shared = Fp8Product<NT, STAGES, SCALED>::SHARED_BYTES;                                   \
+    __device__ int mxfp4_moe_down_##NAME##_shared = Fp8Product<NT, STAGES, SCALED>::SHARED_BYTES;                                      \
+    }                                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(128, 2) mxfp4_moe_gate_up_##NAME(                                                     \
         const u8* __restrict__ weights, const u8* __restrict__ scales, const u8* __restrict__ bases, const float* __restrict__ bias,   \
         const u8* __restrict__ x, const u8* __restrict__ x_scales, u8* __restrict__ z, u8* __restrict__ z_scales,                      \

@@ -40,16 +40,16 @@ def experts(k, count, rows_list, tiles_of):
         byte = distinct * HIDDEN * HIDDEN * 17 / 32 / 1e9
         for tile in tiles_of(n, count):
             _, pairs, tiles, n_tiles = group(k, ids, count, tile_rows(tile))
-            up = lambda: k.persistent("mxfp4_moe_gate_up", "moe", tile, *weights["up"], b1, x, z, tiles, n_tiles, pairs, 2 * HIDDEN, HIDDEN, 4, 7.0, 1.702)
+            up = lambda: k.persistent("mxfp4_moe_gate_up", tile, *weights["up"], b1, x, z, tiles, n_tiles, pairs, 2 * HIDDEN, HIDDEN, 4, 7.0, 1.702)
             row(f"gate_up {count} experts, {n} rows, tile {tile}", time_us(up), 2 * byte, 2 * flop)
-            down = lambda: k.persistent("mxfp4_moe_down", "moe", tile, *weights["down"], b2, z, y, tiles, n_tiles, pairs, HIDDEN, HIDDEN)
+            down = lambda: k.persistent("mxfp4_moe_down", tile, *weights["down"], b2, z, y, tiles, n_tiles, pairs, HIDDEN, HIDDEN)
             row(f"down    {count} experts, {n} rows, tile {tile}", time_us(down), byte, flop)
         if n >= 2048:
             x8, xs = random_bytes(n, HIDDEN) & 0xF7, torch.full((n, layouts.scale_columns(HIDDEN)), 120, dtype=torch.uint8, device=DEVICE)
             z8, zs = random_bytes(n * 4, HIDDEN) & 0xF7, torch.zeros(n * 4, layouts.scale_columns(HIDDEN), dtype=torch.uint8, device=DEVICE)
             for tile in k.fp8_tiles():
                 _, pairs, tiles, n_tiles = group(k, ids, count, tile_rows(tile))
-                up = lambda: k.persistent("mxfp4_moe_gate_up", "moe", tile, *weights["up"], b1, x8, xs, z8, zs, tiles, n_tiles, pairs, 2 * HIDDEN, HIDDEN, 4, 7.0, 1.702)
+                up = lambda: k.persistent("mxfp4_moe_gate_up", tile, *weights["up"], b1, x8, xs, z8, zs, tiles, n_tiles, pairs, 2 * HIDDEN, HIDDEN, 4, 7.0, 1.702)
                 row(f"gate_up {count} experts, {n} rows, {tile}", time_us(up), 2 * byte, 2 * flop)
         routing, residual = torch.rand(n, 4, device=DEVICE), torch.randn(n, HIDDEN, device=DEVICE)
         row(f"combine {n} rows", time_us(lambda: k("moe_combine", n, 128, 0, y, ids, routing, residual, HIDDEN, 4, count)), n * HIDDEN * 24 / 1e9)
@@ -77,7 +77,7 @@ def dense(k, kind, rows, cols, rows_list, tiles_of):
 
             def run():
                 turn[0] += 1
-                k.persistent(f"dense_{kind}", kind, tile, *sets[turn[0] % copies], None, x, out, n, rows, cols, 0)
+                k.persistent(f"dense_{kind}", tile, *sets[turn[0] % copies], None, x, out, n, rows, cols, 0)
 
             row(f"{kind} {rows}x{cols}, {n} rows, tile {tile}", time_us(run), byte, 2 * n * rows * cols / 1e12)
 

@@ -102,9 +102,9 @@ def check_experts(k, hidden, units, experts, n, kind="random", top_k=4, scales=(
         order = layouts.permuted if tile == "wide" else lambda v: v
         _, pairs, tiles, n_tiles = group(k, ids, experts, tile_rows(tile))
         z, y = poison(n * top_k, units, dtype=torch.float16), poison(n * top_k, hidden)
-        k.persistent("mxfp4_moe_gate_up", "moe", tile, *up, b1, order(x), z, tiles, n_tiles, pairs, 2 * units, hidden, top_k, 7.0, 1.702)
+        k.persistent("mxfp4_moe_gate_up", tile, *up, b1, order(x), z, tiles, n_tiles, pairs, 2 * units, hidden, top_k, 7.0, 1.702)
         report("gate_up", case, z, order(z_ref[pairs.long()]))
-        k.persistent("mxfp4_moe_down", "moe", tile, *down, b2, z, y, tiles, n_tiles, pairs, hidden, units)
+        k.persistent("mxfp4_moe_down", tile, *down, b2, z, y, tiles, n_tiles, pairs, hidden, units)
         for e in flat.unique().tolist():
             at = (flat[pairs.long()] == e).nonzero().flatten()
             y_ref[pairs[at].long()] = (layouts.natural(z) if tile == "wide" else z)[at].double() @ w2[e].T + b2[e].double()
@@ -137,8 +137,8 @@ def check_experts_fp8(k, hidden, units, experts, n, top_k=4):
         z = torch.full((n * top_k, units), 0x7F, dtype=torch.uint8, device=DEVICE)
         z_scales = torch.full((n * top_k, layouts.scale_columns(units)), 255, dtype=torch.uint8, device=DEVICE)
         y = poison(n * top_k, hidden)
-        k.persistent("mxfp4_moe_gate_up", "moe", tile, *up, b1, x, x_scales, z, z_scales, tiles, n_tiles, pairs, 2 * units, hidden, top_k, 7.0, 1.702)
-        k.persistent("mxfp4_moe_down", "moe", tile, *down, b2, z, z_scales, y, tiles, n_tiles, pairs, hidden, units)
+        k.persistent("mxfp4_moe_gate_up", tile, *up, b1, x, x_scales, z, z_scales, tiles, n_tiles, pairs, 2 * units, hidden, top_k, 7.0, 1.702)
+        k.persistent("mxfp4_moe_down", tile, *down, b2, z, z_scales, y, tiles, n_tiles, pairs, hidden, units)
         z_values = layouts.fp8_values(z, z_scales, units)
         z_ref, y_ref = torch.empty_like(z_values), torch.empty(n * top_k, hidden, dtype=torch.float64, device=DEVICE)
         for e in flat.unique().tolist():
@@ -173,7 +173,7 @@ def check_dense(k, kind, rows, cols, n):
             out = torch.randn(n, rows, device=DEVICE) if accumulate else poison(n, rows)
             want = ref + (out.double() if accumulate else bias.double())
             input = layouts.permuted(x) if tile == "wide" else x
-            k.persistent(f"dense_{kind}", kind, tile, *packed, None if accumulate else bias, input, out, n, rows, cols, accumulate)
+            k.persistent(f"dense_{kind}", tile, *packed, None if accumulate else bias, input, out, n, rows, cols, accumulate)
             report(f"dense_{kind}", f"{rows}x{cols} rows {n} tile {tile} accumulate {accumulate}", out, want)
 
 

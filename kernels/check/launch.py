@@ -12,34 +12,12 @@ import nvrtc
 
 SOURCES = ("moe_group", "mxfp4_moe_prefill", "mxfp4_moe_prefill_fp8", "dense_prefill", "attention_prefill", "rope_store", "rms_norm_rows")
 KERNELS = pathlib.Path(__file__).resolve().parents[1]
-# Bytes of weights and of scales that 16 rows by 64 columns take.
-TILE_BYTES = {"mxfp4": 544, "q8": 1088, "bf16": 2048}
-# (column slices, stages) by format and tile, as the sources instantiate them: large shared memory, small.
-SHAPES = {
-    ("moe", 16): ((1, 7), (1, 7)), ("moe", 32): ((1, 6), (1, 5)), ("moe", 64): ((1, 4), (1, 4)), ("moe", 128): ((1, 4), (1, 2)),
-    ("q8", 16): ((4, 4), (4, 2)), ("q8", 32): ((4, 3), (4, 2)), ("q8", 64): ((2, 3), (2, 2)), ("q8", 128): ((1, 4), (1, 2)),
-    ("bf16", 16): ((4, 3), (4, 2)), ("bf16", 32): ((4, 3), (4, 2)), ("bf16", 64): ((2, 3), (2, 2)), ("bf16", 128): ((1, 3), (1, 2)),
-    ("mxfp4", 16): ((4, 4), (4, 4)), ("mxfp4", 32): ((4, 3), (4, 2)), ("mxfp4", 64): ((2, 4), (2, 2)), ("mxfp4", 128): ((1, 4), (1, 2)),
-}
-WIDE_STAGES = {"moe": 6, "mxfp4": 6, "q8": 5, "bf16": 4}
-# (rows, stages large, small) of the MXFP8 expert products; "scaled" exists on sm_121a.
-FP8_SHAPES = {"fp8_plain_64": (64, (3, 3)), "fp8_plain_128": (128, (4, 2)), "fp8_scaled_64": (64, (2, 2)), "fp8_scaled_128": (128, (2, 2))}
 TILES = (16, 32, 64, 128, "wide")  # "wide" exists on sm_90a
+FP8_TILES = {"fp8_plain_64": 64, "fp8_plain_128": 128, "fp8_scaled_64": 64, "fp8_scaled_128": 128}  # "scaled" on sm_121a
 
 
 def tile_rows(tile):
-    return FP8_SHAPES[tile][0] if tile in FP8_SHAPES else 256 if tile == "wide" else tile
-
-
-def shared_bytes(kind, tile, small):
-    if tile in FP8_SHAPES:
-        rows, stages = FP8_SHAPES[tile]
-        return stages[small] * (8 * 1088 + rows * 132)
-    weights = 8 * TILE_BYTES["mxfp4" if kind == "moe" else kind]
-    if tile == "wide":
-        return WIDE_STAGES[kind] * ((32768 + weights + 1023) // 1024 * 1024)
-    slices, stages = SHAPES[kind, tile][small]
-    return stages * (weights + slices * tile * 128)
+    return FP8_TILES.get(tile) or (256 if tile == "wide" else tile)
 
 
 class Kernels:
@@ -52,8 +30,8 @@ class Kernels:
         arch = f"sm_{major}{minor}a"
         with concurrent.futures.ThreadPoolExecutor() as pool:
             cubins = list(pool.map(lambda name: nvrtc.compile_source(KERNELS / f"{name}.cu", arch, options), SOURCES))
-        self.raised = set()
-        self.folder, self.modules, self.functions = tempfile.TemporaryDirectory(), [], {}
+        self.folder, self.modules = tempfile.TemporaryDirectory(), []
+        self.functions, self.shared, self.raised = {}, {}, set()
         for name, cubin in zip(SOURCES, cubins):
             path = pathlib.Path(self.folder.name) / f"{name}.cubin"
             path.write_bytes(cubin)
@@ -61,13 +39,24 @@ class Kernels:
 
     def function(self, name):
         if name not in self.functions:
-            for module in self.modules:
-                try:
-                    self.functions[name] = module.get_function(name)
-                    break
-                except cupy.cuda.driver.CUDADriverError:
-                    continue
+            self.functions[name] = self.first(lambda module: module.get_function(name))
         return self.functions[name]
+
+    def shared_bytes(self, name):
+        """What the kernel's source says it needs: the variable NAME_shared beside it."""
+        if name not in self.shared:
+            value = self.first(lambda module: module.get_global(f"{name}_shared"))
+            self.shared[name] = int(cupy.ndarray((1,), numpy.int32, value).get()[0])
+        return self.shared[name]
+
+    def first(self, look):
+        """What `look` finds in the first module that has it."""
+        for module in self.modules:
+            try:
+                return look(module)
+            except cupy.cuda.driver.CUDADriverError:
+                continue
+        raise KeyError("no kernel source defines it")
 
     def __call__(self, name, grid, block, shared, *args):
         function = self.function(name)
@@ -81,13 +70,14 @@ class Kernels:
         return TILES[:-1] if self.small else TILES
 
     def fp8_tiles(self):
-        return [t for t in FP8_SHAPES if self.small or "plain" in t]
+        return [t for t in FP8_TILES if self.small or "plain" in t]
 
-    def persistent(self, name, kind, tile, *args):
+    def persistent(self, name, tile, *args):
         """A kernel over work items: as many blocks as the card may hold at once."""
-        shared = shared_bytes(kind, tile, self.small)
+        name = f"{name}_{tile}"
+        shared = self.shared_bytes(name)
         each = max(1, min(4, (100 if self.small else 227) * 1024 // (shared + 1024)))
-        self(f"{name}_{tile}", self.processors * each, 256 if tile == "wide" else 128, shared, *args)
+        self(name, self.processors * each, 256 if tile == "wide" else 128, shared, *args)
 
 
 def argument(value):
