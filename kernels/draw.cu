@@ -4,11 +4,12 @@
 // Who computes what: block (chunk, row) finds its chunk's maximum and sum of weights; whichever block of a row comes last
 // adds up the chunks in order, finds the chunk that the target falls into, and walks it. Sums have a fixed order.
 //
-// Launch: (chunks, rows), 256 threads. `arrived` [rows] is 0 and is left 0.
+// Launch: (at most 64 chunks, rows), 256 threads. `arrived` [rows] is 0 and is left 0.
 #include "tandem.cuh"
 
 constexpr int THREADS = 256;
 constexpr int ROWS_MAX = 64;
+constexpr int CHUNKS = 64; // of a row: the width of the grid
 
 struct Draws {
     double uniform[ROWS_MAX];             // in [0, 1)
@@ -89,6 +90,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     __shared__ bool last;
     __shared__ double target;
     __shared__ int chosen;
+    __shared__ Chunk all[CHUNKS];
+    __shared__ double shares[CHUNKS];
     wait_for_predecessor();
     int row = blockIdx.y, count = gridDim.x, each = (vocab + count - 1) / count;
     const float* logits = all_logits + (u64)row * vocab;
@@ -110,38 +113,43 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
     __syncthreads();
     if (!last) return;
+    __threadfence();
+    if (threadIdx.x < count) {
+        Chunk& its = all[threadIdx.x];
+        its = {__ldcg(&chunks[threadIdx.x].largest), __ldcg(&chunks[threadIdx.x].token), __ldcg(&chunks[threadIdx.x].total)};
+    }
+    __syncthreads();
+    float largest = -INFINITY;
+    for (int i = 0; i < count; i++) largest = fmaxf(largest, all[i].largest);
+    if (threadIdx.x < count) {
+        float its = all[threadIdx.x].largest;
+        shares[threadIdx.x] = its == -INFINITY ? 0.0 : double(all[threadIdx.x].total) * expf((its - largest) * inverse);
+    }
+    __syncthreads();
     if (threadIdx.x == 0) {
-        __threadfence();
         arrived[row] = 0;
-        int best = 0;
-        for (int i = 1; i < count; i++)
-            if (__ldcg(&chunks[i].largest) > __ldcg(&chunks[best].largest)) best = i;
-        chosen = best;
+        chosen = 0;
         if (inverse > 0) {
-            float largest = __ldcg(&chunks[best].largest);
-            auto share = [&](int i) {
-                float its = __ldcg(&chunks[i].largest);
-                return its == -INFINITY ? 0.0 : double(__ldcg(&chunks[i].total)) * expf((its - largest) * inverse);
-            };
-            double all = 0;
-            for (int i = 0; i < count; i++) all += share(i);
-            double wanted = draws.uniform[row] * all, sum = 0;
+            double total = 0;
+            for (int i = 0; i < count; i++) total += shares[i];
+            double wanted = draws.uniform[row] * total, sum = 0;
             for (int i = 0; i < count; i++) {
-                double here = share(i);
-                if (here > 0) chosen = i, target = wanted - sum;
-                if (sum + here > wanted) break;
-                sum += here;
+                if (shares[i] > 0) chosen = i, target = wanted - sum;
+                if (sum + shares[i] > wanted) break;
+                sum += shares[i];
             }
             // In units of the chunk's own largest.
-            target /= expf((__ldcg(&chunks[chosen].largest) - largest) * inverse);
+            target /= expf((all[chosen].largest - largest) * inverse);
+        } else {
+            while (all[chosen].largest != largest) chosen++;
         }
     }
     __syncthreads();
     if (inverse > 0) {
         int from = chosen * each;
-        int token = find(logits, from, min(vocab, from + each), __ldcg(&chunks[chosen].largest), inverse, target);
+        int token = find(logits, from, min(vocab, from + each), all[chosen].largest, inverse, target);
         if (threadIdx.x == 0) tokens[row] = token;
     } else if (threadIdx.x == 0) {
-        tokens[row] = __ldcg(&chunks[chosen].token);
+        tokens[row] = all[chosen].token;
     }
 }

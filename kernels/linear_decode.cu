@@ -23,30 +23,30 @@ DEVICE void linear_decode(const float* x, int x_stride, int n, int k, int rows, 
     u32 stride = staged_stride(padded_k);
     Staged staged = {values, stride, n * stride};
     int first = warp % K_SPLIT, own = warp / K_SPLIT;
-    Walk<FORMAT> walk;
+    Walk<FORMAT, K_SPLIT> walk;
     int tile = blockIdx.x * AT_ONCE + own;
-    if (tile < row_tiles) walk.begin(tiles, scales, (u64)tile * k_tiles, first, k_tiles, K_SPLIT, lane);
+    if (tile < row_tiles) walk.begin(tiles, scales, (u64)tile * k_tiles, first, k_tiles, lane);
     wait_for_predecessor();
     stage<FORMAT>(x, x_stride, n, k, padded_k, norm, eps, values, stride, staged.low_part, factors, partial, nullptr);
     let_successor_start();
     int set = 0;
     for (; tile - own < row_tiles; tile += gridDim.x * AT_ONCE) {
         float c[4] = {0, 0, 0, 0};
-        if (tile < row_tiles)
-            walk.finish(c, tiles, scales, (u64)tile * k_tiles, first, k_tiles, K_SPLIT, lane, staged, n);
+        // What the sums are added to is on its way meanwhile.
+        int row = threadIdx.x / TOKENS, token = threadIdx.x % TOKENS, feature = tile * 16 + row;
+        bool mine = K_SPLIT > 1 && row < 16 && token < n && feature < rows;
+        float* to = out + (u64)token * out_stride + feature;
+        float start = mine && bias ? __ldg(bias + feature) : 0.0f;
+        if (mine && add) start += __ldcg(to);
+        if (tile < row_tiles) walk.finish(c, first, lane, staged, n);
         int next = tile + gridDim.x * AT_ONCE;
-        if (next < row_tiles) walk.begin(tiles, scales, (u64)next * k_tiles, first, k_tiles, K_SPLIT, lane);
+        if (next < row_tiles) walk.begin(tiles, scales, (u64)next * k_tiles, first, k_tiles, lane);
         if (K_SPLIT > 1) {
-            float* mine = sums + set * DECODE_WARPS * 128;
+            float* here = sums + set * DECODE_WARPS * 128;
             set ^= 1;
-            put_sums(mine, c, warp, lane);
+            put_sums(here, c, warp, lane);
             __syncthreads();
-            int row = threadIdx.x / TOKENS, token = threadIdx.x % TOKENS, feature = tile * 16 + row;
-            if (row < 16 && token < n && feature < rows) {
-                float value = take_sum(mine, row, token) * factors[token] + (bias ? __ldg(bias + feature) : 0.0f);
-                float* to = out + (u64)token * out_stride + feature;
-                *to = add ? *to + value : value;
-            }
+            if (mine) *to = start + take_sum(here, row, token) * factors[token];
         } else {
 #pragma unroll
             for (int i = 0; i < 4; i++) {

@@ -34,8 +34,8 @@ DEVICE int list_experts(const int* ids, int choices, int experts, int* chosen, i
 // z[token, slot] = weight * swiglu(gate_up_e · x[token] + bias_e) * Z_FACTOR, F16 [n * top_k, units]: with the router's
 // weight already in it, down is one sum over experts and units. |swiglu| <= limit * (limit + 1), 56 for gpt-oss.
 //
-// A row tile holds eight units: gates in rows 0-7, ups in rows 8-15. A block's warps share the k tiles of one (expert,
-// row tile); blocks go through these with the stride of the grid.
+// A row tile holds eight units: gates in rows 0-7, ups in rows 8-15. Four warps share the k tiles of an (expert, row tile),
+// so a block has two at a time; blocks go through them with the stride of the grid.
 // Launch: (grid, 256 threads, shared = n * stride + 8 KB).
 extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 3)
     moe_gate_up_decode(const float* x, int n, int k, int units, int experts, int top_k, const int* ids,
@@ -45,6 +45,7 @@ extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 3)
     __shared__ float factors[TOKENS];
     __shared__ float partial[2 * DECODE_WARPS];
     __shared__ int chosen[CHOICES], list[CHOICES], count;
+    constexpr int SPLIT = 4, AT_ONCE = DECODE_WARPS / SPLIT;
     float* sums = (float*)shared;
     u8* values = shared + 2 * DECODE_WARPS * 128 * sizeof(float);
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
@@ -53,102 +54,105 @@ extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 3)
     Staged staged = {values, stride, 0};
     wait_for_predecessor();
     int works = list_experts(ids, n * top_k, experts, chosen, list, &count) * row_tiles;
-    Walk<MXFP4> walk;
-    int work = blockIdx.x;
-    auto first_tile = [&](int work) {
-        return ((u64)list[work / row_tiles] * row_tiles + work % row_tiles) * k_tiles;
+    Walk<MXFP4, SPLIT> walk;
+    int first = warp % SPLIT, own = warp / SPLIT, work = blockIdx.x * AT_ONCE + own;
+    auto begin = [&] {
+        u64 tile = (u64)list[work / row_tiles] * row_tiles + work % row_tiles;
+        if (work < works) walk.begin(tiles, scales, tile * k_tiles, first, k_tiles, lane);
     };
-    if (work < works) walk.begin(tiles, scales, first_tile(work), warp, k_tiles, DECODE_WARPS, lane);
+    if (work < works) begin();
     stage<MXFP4>(x, k, n, k, k_tiles * 64, nullptr, 0, values, stride, 0, factors, partial, nullptr);
     let_successor_start();
-    for (int set = 0; work < works; set ^= 1) {
-        int expert = list[work / row_tiles], tile = work % row_tiles;
+    // A thread finishes one (unit, token) of the block's two row tiles.
+    int which = threadIdx.x / (8 * TOKENS) % AT_ONCE, row = threadIdx.x / TOKENS % 8, token = threadIdx.x % TOKENS;
+    bool finishes = threadIdx.x < AT_ONCE * 8 * TOKENS && token < n;
+    for (int set = 0; work - own < works; set ^= 1) {
+        int its = work - own + which, expert = its < works ? list[its / row_tiles] : -1;
+        int unit = its % row_tiles * 8 + row, slot = -1;
+        float gate = 0, up = 0, weight = 0;
+        if (finishes && expert >= 0 && unit < units)
+            for (int s = 0; s < top_k; s++)
+                if (chosen[token * top_k + s] == expert) slot = token * top_k + s;
+        if (slot >= 0) { // on its way meanwhile
+            const float* b = bias + ((u64)expert * units + unit) * 2;
+            gate = __ldg(b), up = __ldg(b + 1), weight = __ldcg(weights + slot);
+        }
         float c[4] = {0, 0, 0, 0};
-        walk.finish(c, tiles, scales, first_tile(work), warp, k_tiles, DECODE_WARPS, lane, staged, n);
-        work += gridDim.x;
-        if (work < works) walk.begin(tiles, scales, first_tile(work), warp, k_tiles, DECODE_WARPS, lane);
-        float* mine = sums + set * DECODE_WARPS * 128;
-        put_sums(mine, c, warp, lane);
+        if (work < works) walk.finish(c, first, lane, staged, n);
+        work += gridDim.x * AT_ONCE;
+        if (work < works) begin();
+        float* here = sums + set * DECODE_WARPS * 128;
+        put_sums(here, c, warp, lane);
         __syncthreads();
-        int row = threadIdx.x / TOKENS, token = threadIdx.x % TOKENS, unit = tile * 8 + row;
-        if (row < 8 && token < n && unit < units) {
-            for (int slot = 0; slot < top_k; slot++) {
-                if (chosen[token * top_k + slot] != expert) continue;
-                const float* b = bias + ((u64)expert * units + unit) * 2;
-                float gate = take_sum(mine, row, token) * factors[token] + __ldg(b);
-                float up = take_sum(mine, row + 8, token) * factors[token] + __ldg(b + 1);
-                gate = fminf(gate, limit);
-                up = fminf(fmaxf(up, -limit), limit);
-                float value = gate / (1.0f + expf(-alpha * gate)) * (up + 1.0f);
-                value *= __ldcg(weights + token * top_k + slot) * Z_FACTOR;
-                z[(u64)(token * top_k + slot) * units + unit] = u16(pack_f16(value, 0.0f));
-            }
+        if (slot >= 0) {
+            gate += take_some(here, which * SPLIT, SPLIT, row, token) * factors[token];
+            up += take_some(here, which * SPLIT, SPLIT, row + 8, token) * factors[token];
+            gate = fminf(gate, limit);
+            up = fminf(fmaxf(up, -limit), limit);
+            float value = gate / (1.0f + expf(-alpha * gate)) * (up + 1.0f) * weight * Z_FACTOR;
+            z[(u64)slot * units + unit] = u16(pack_f16(value, 0.0f));
         }
     }
 }
 
 // out[token] += sum over slots of down_e · z[token, slot] + weight * bias_e.
 //
-// A block has one row tile of the output; its warps take turns with the (expert, k tile) pairs, so that every warp has
-// the same number whatever the number of experts.
+// A block has one row tile of the output; its warps take turns with quarters of the distinct experts' k: for one token and
+// four experts two each.
 // Launch: (hidden / 16 rounded up, 256 threads, shared = 4 KB).
 extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
     moe_down_decode(const u16* z, int n, int units, int hidden, int experts, int top_k, const int* ids,
                     const float* weights, const u8* tiles, const u8* scales, const float* bias, float* out, int add) {
-    constexpr int AHEAD = Share<MXFP4>::AHEAD;
+    constexpr int AHEAD = Share<MXFP4>::AHEAD, PARTS = 4, BYTES = Share<MXFP4>::BYTES;
     __shared__ float sums[DECODE_WARPS * 128];
     __shared__ int chosen[CHOICES], list[CHOICES], count;
-    __shared__ int slots[CHOICES * TOKENS]; // [expert in list][token]: row of z, -1 where not chosen
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, tile = blockIdx.x;
     int k_tiles = (units + 63) / 64, row_tiles = gridDim.x;
     wait_for_predecessor();
-    int distinct = list_experts(ids, n * top_k, experts, chosen, list, &count);
-    for (int i = threadIdx.x; i < distinct * TOKENS; i += DECODE_THREADS) {
-        int token = i % TOKENS, expert = list[i / TOKENS];
-        slots[i] = -1;
-        if (token < n)
-            for (int slot = 0; slot < top_k; slot++)
-                if (chosen[token * top_k + slot] == expert) slots[i] = token * top_k + slot;
-    }
-    __syncthreads();
+    int items = list_experts(ids, n * top_k, experts, chosen, list, &count) * PARTS;
     let_successor_start();
+    int row = threadIdx.x / TOKENS, token = threadIdx.x % TOKENS, feature = tile * 16 + row;
+    bool mine = row < 16 && token < n && feature < hidden;
+    float* to = out + (u64)token * hidden + feature;
+    float start = mine && add ? __ldcg(to) : 0.0f; // with the biases, on its way meanwhile
+    if (mine)
+        for (int slot = token * top_k; slot < (token + 1) * top_k; slot++)
+            start += __ldcg(weights + slot) * __ldg(bias + (u64)chosen[slot] * hidden + feature);
+
     float c[4] = {0, 0, 0, 0};
     Share<MXFP4> held[AHEAD];
     uint4 b[AHEAD][2];
-    // The pair that is loaded next.
-    int index = 0, k_tile = warp;
-    auto settle = [&] {
-        while (k_tile >= k_tiles) k_tile -= k_tiles, index++;
-    };
-    settle();
-    auto load = [&](int i) {
-        if (index >= distinct) return;
-        held[i].load(tiles, scales, ((u64)list[index] * row_tiles + tile) * k_tiles + k_tile, lane);
-        int slot = slots[index * TOKENS + (lane >> 2)], k = k_tile * 64 + (lane & 3) * 8;
-        const uint4* from = (const uint4*)(z + (u64)slot * units + k);
-        b[i][0] = slot < 0 ? make_uint4(0, 0, 0, 0) : __ldcg(from);
-        b[i][1] = slot < 0 || k + 32 >= units ? make_uint4(0, 0, 0, 0) : __ldcg(from + 4);
-        k_tile += DECODE_WARPS;
-        settle();
-    };
-    int mine = (distinct * k_tiles - warp + DECODE_WARPS - 1) / DECODE_WARPS;
+    for (int item = warp; item < items; item += DECODE_WARPS) {
+        int expert = list[item / PARTS], part = item % PARTS;
+        int first = k_tiles * part / PARTS, end = k_tiles * (part + 1) / PARTS, left = end - first;
+        u64 at = ((u64)expert * row_tiles + tile) * k_tiles + first;
+        const u8 *its_tile = tiles + at * BYTES + lane * 16, *its_scale = scales + at * 32 + (lane >> 2) * 4;
+        // The lane's token, if it chose this expert.
+        int slot = -1, column = lane >> 2;
+        if (column < n)
+            for (int s = column * top_k; s < (column + 1) * top_k; s++)
+                if (chosen[s] == expert) slot = s;
+        const uint4* from = (const uint4*)(z + (u64)max(slot, 0) * units + first * 64 + (lane & 3) * 8);
+        // Groups of 32 that there are: the last tile may be half.
+        int groups = slot < 0 ? 0 : units / 32 - first * 2;
+        auto load = [&](int i, int ahead) {
+            held[i].load(its_tile + ahead * BYTES, its_scale + ahead * 32);
+            b[i][0] = ahead * 2 < groups ? __ldcg(from + ahead * 8) : make_uint4(0, 0, 0, 0);
+            b[i][1] = ahead * 2 + 1 < groups ? __ldcg(from + ahead * 8 + 4) : make_uint4(0, 0, 0, 0);
+        };
 #pragma unroll
-    for (int i = 0; i < AHEAD; i++) load(i);
-    for (int at = 0; at < mine; at += AHEAD) {
+        for (int i = 0; i < AHEAD; i++)
+            if (i < left) load(i, i);
+        for (; left > 0; left -= AHEAD) {
 #pragma unroll
-        for (int i = 0; i < AHEAD; i++) {
-            if (at + i < mine) multiply_mxfp4(c, held[i], b[i]);
-            load(i);
+            for (int i = 0; i < AHEAD; i++) {
+                if (i < left) multiply_mxfp4(c, held[i], b[i]);
+                if (i + AHEAD < left) load(i, i + AHEAD);
+            }
+            its_tile += AHEAD * BYTES, its_scale += AHEAD * 32, from += AHEAD * 8, groups -= AHEAD * 2;
         }
     }
     put_sums(sums, c, warp, lane);
     __syncthreads();
-    int row = threadIdx.x / TOKENS, token = threadIdx.x % TOKENS, feature = tile * 16 + row;
-    if (row < 16 && token < n && feature < hidden) {
-        float value = take_sum(sums, row, token) * (MXFP4_FACTOR / Z_FACTOR);
-        for (int slot = 0; slot < top_k; slot++)
-            value += __ldcg(weights + token * top_k + slot) * __ldg(bias + (u64)chosen[token * top_k + slot] * hidden + feature);
-        float* to = out + (u64)token * hidden + feature;
-        *to = add ? *to + value : value;
-    }
+    if (mine) *to = start + take_sum(sums, row, token) * (MXFP4_FACTOR / Z_FACTOR);
 }

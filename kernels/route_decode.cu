@@ -67,14 +67,14 @@ extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
     int begin = k_tiles * part / parts + warp, end = k_tiles * (part + 1) / parts;
     u32 stride = staged_stride(k);
     Staged staged = {values, stride, n * stride};
-    Walk<BF16> walk;
-    walk.begin(tiles, nullptr, (u64)tile * k_tiles, begin, end, DECODE_WARPS, lane);
+    Walk<BF16, DECODE_WARPS> walk;
+    walk.begin(tiles, tiles, (u64)tile * k_tiles, begin, end, lane);
     wait_for_predecessor();
     bool copies = tile == 0 && part == 0;
     stage<BF16>(x, k, n, k, k, norm, eps, values, stride, staged.low_part, factors, partial, copies ? normed : nullptr);
     let_successor_start();
     float c[4] = {0, 0, 0, 0};
-    walk.finish(c, tiles, nullptr, (u64)tile * k_tiles, begin, end, DECODE_WARPS, lane, staged, n);
+    walk.finish(c, begin, lane, staged, n);
     put_sums(sums, c, warp, lane);
     __syncthreads();
     int row = threadIdx.x / TOKENS, token = threadIdx.x % TOKENS, expert = tile * 16 + row;

@@ -14,33 +14,32 @@ enum Format { BF16 = 0, Q8 = 1, MXFP4 = 2 };
 template <int FORMAT> struct Share;
 
 template <> struct Share<BF16> {
-    static constexpr int K = 32, AHEAD = 5;
+    static constexpr int K = 32, AHEAD = 5, BYTES = 1024, LANE_SCALES = 0;
     uint4 w[2];
-    DEVICE void load(const u8* tiles, const u8*, u64 tile, int lane) {
-        w[0] = load_weights(tiles + tile * 1024 + lane * 16);
-        w[1] = load_weights(tiles + tile * 1024 + 512 + lane * 16);
+    DEVICE void load(const u8* tile, const u8*) {
+        w[0] = load_weights(tile);
+        w[1] = load_weights(tile + 512);
     }
 };
 
 template <> struct Share<Q8> {
-    static constexpr int K = 32, AHEAD = 6;
+    static constexpr int K = 32, AHEAD = 6, BYTES = 512, LANE_SCALES = 2;
     uint4 w;
     u16 low, high; // scales of rows g and g + 8
-    DEVICE void load(const u8* tiles, const u8* scales, u64 tile, int lane) {
-        w = load_weights(tiles + tile * 512 + lane * 16);
-        const u16* s = (const u16*)(scales + tile * 32);
-        low = __ldg(s + (lane >> 2));
-        high = __ldg(s + (lane >> 2) + 8);
+    DEVICE void load(const u8* tile, const u8* scale) {
+        w = load_weights(tile);
+        low = __ldg((const u16*)scale);
+        high = __ldg((const u16*)scale + 8);
     }
 };
 
 template <> struct Share<MXFP4> {
-    static constexpr int K = 64, AHEAD = 6;
+    static constexpr int K = 64, AHEAD = 6, BYTES = 512, LANE_SCALES = 4;
     uint4 w;
     u32 s; // bytes: row g group 0, group 1, row g + 8 group 0, group 1
-    DEVICE void load(const u8* tiles, const u8* scales, u64 tile, int lane) {
-        w = load_weights(tiles + tile * 512 + lane * 16);
-        s = load_u32_once(scales + tile * 32 + (lane >> 2) * 4);
+    DEVICE void load(const u8* tile, const u8* scale) {
+        w = load_weights(tile);
+        s = load_u32_once(scale);
     }
 };
 
@@ -59,9 +58,8 @@ DEVICE u32 staged_stride(int padded_k) {
 
 /// B operand of one group: the lane's eight values of token g.
 DEVICE uint4 fragment(const Staged& x, int k, int lane, int n) {
-    int token = lane >> 2;
-    if (token >= n) return make_uint4(0, 0, 0, 0);
-    return *(const uint4*)(x.values + token * x.stride + (k + (lane & 3) * 8) * 2);
+    if (lane >> 2 >= n) return make_uint4(0, 0, 0, 0);
+    return *(const uint4*)(x.values + (lane >> 2) * x.stride + (lane & 3) * 16 + k * 2);
 }
 
 /// sum[c] += the tile's product with the activations at k, scaled. `weigh` scales further: by token column.
@@ -119,30 +117,100 @@ DEVICE void multiply(float (&sum)[4], const Share<MXFP4>& share, const Staged& x
     multiply_mxfp4(sum, share, b);
 }
 
-/// One warp's products of row tile `tile0 / k_tiles` with the staged activations, over k tiles first, first + step, ...
-template <int FORMAT> struct Walk {
-    static constexpr int AHEAD = Share<FORMAT>::AHEAD;
-    Share<FORMAT> shares[AHEAD];
+/// One warp's products of a row tile with the staged activations, over k tiles first, first + STEP, ... Addresses are kept
+/// as two pointers; everything else is an offset known at compile time.
+template <int FORMAT, int STEP> struct Walk {
+    using One = Share<FORMAT>;
+    static constexpr int AHEAD = One::AHEAD, TILE = STEP * One::BYTES, SCALE = STEP * 32;
+    One shares[AHEAD];
+    const u8 *tile, *scale; // of the lane, AHEAD tiles after what is multiplied next
+    int left;               // tiles not multiplied yet
 
-    /// Starts the first loads; needs no activations yet.
-    DEVICE void begin(const u8* tiles, const u8* scales, u64 tile0, int first, int end, int step, int lane) {
+    /// Starts the first loads; needs no activations yet. `tile0` is the row tile's first.
+    DEVICE void begin(const u8* tiles, const u8* scales, u64 tile0, int first, int end, int lane) {
+        tile = tiles + (tile0 + first) * One::BYTES + lane * 16;
+        scale = scales + (tile0 + first) * 32 + (lane >> 2) * One::LANE_SCALES;
+        left = (end - first + STEP - 1) / STEP;
 #pragma unroll
         for (int i = 0; i < AHEAD; i++)
-            if (first + i * step < end) shares[i].load(tiles, scales, tile0 + first + i * step, lane);
+            if (i < left) shares[i].load(tile + i * TILE, scale + i * SCALE);
+        tile += AHEAD * TILE, scale += AHEAD * SCALE;
     }
 
-    DEVICE void finish(float (&sum)[4], const u8* tiles, const u8* scales, u64 tile0, int first, int end, int step,
-                       int lane, const Staged& x, int n) {
-        for (int at = first; at < end; at += AHEAD * step) {
+    DEVICE void finish(float (&sum)[4], int first, int lane, const Staged& x, int n) {
+        for (int k = first * One::K; left > 0; left -= AHEAD, k += AHEAD * STEP * One::K) {
 #pragma unroll
             for (int i = 0; i < AHEAD; i++) {
-                int here = at + i * step, next = here + AHEAD * step;
-                if (here < end) multiply(sum, shares[i], x, here * Share<FORMAT>::K, lane, n);
-                if (next < end) shares[i].load(tiles, scales, tile0 + next, lane);
+                if (i < left) multiply(sum, shares[i], x, k + i * STEP * One::K, lane, n);
+                if (i + AHEAD < left) shares[i].load(tile + i * TILE, scale + i * SCALE);
             }
+            tile += AHEAD * TILE, scale += AHEAD * SCALE;
         }
     }
 };
+
+/// Four values to shared memory, as FORMAT wants them.
+template <int FORMAT> DEVICE void put_staged(u8* to, u32 low_part, float4 v, float inverse) {
+    if (FORMAT == BF16) {
+        uint2 high = make_uint2(pack_bf16(v.x, v.y), pack_bf16(v.z, v.w));
+        v.x -= from_bits(high.x << 16), v.y -= from_bits(high.x & 0xffff0000u);
+        v.z -= from_bits(high.y << 16), v.w -= from_bits(high.y & 0xffff0000u);
+        *(uint2*)to = high;
+        *(uint2*)(to + low_part) = make_uint2(pack_bf16(v.x, v.y), pack_bf16(v.z, v.w));
+    } else {
+        float extra = FORMAT == MXFP4 ? MXFP4_FACTOR : 1.0f; // its product with `inverse` may exceed f32
+        *(uint2*)to = make_uint2(pack_f16(v.x * inverse * extra, v.y * inverse * extra),
+                                 pack_f16(v.z * inverse * extra, v.w * inverse * extra));
+    }
+}
+
+DEVICE float4 weigh(float4 v, float4 m) { return make_float4(v.x * m.x, v.y * m.y, v.z * m.z, v.w * m.w); }
+
+DEVICE float largest_of(float4 v) { return fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w))); }
+
+/// What `stage` does for one row of at most ROW_MOST values: each thread keeps its share in registers, all loads at once.
+constexpr int ROW_PARTS = 4, ROW_MOST = ROW_PARTS * DECODE_THREADS * 4;
+
+template <int FORMAT>
+DEVICE void stage_one(const float* x, int k, int padded_k, const float* norm, float eps, u8* values, u32 low_part,
+                      float* factors, float* partial, float* copy) {
+    int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    float4 v[ROW_PARTS];
+    // The norm's weights are read again below, from L1: registers are what there is least of.
+    auto weight = [&](int at) { return norm ? __ldg((const float4*)norm + at) : make_float4(1, 1, 1, 1); };
+#pragma unroll
+    for (int i = 0; i < ROW_PARTS; i++) {
+        int at = threadIdx.x + i * DECODE_THREADS;
+        v[i] = at < k / 4 ? ((const float4*)x)[at] : make_float4(0, 0, 0, 0);
+    }
+    float squares = 0, largest = 0;
+#pragma unroll
+    for (int i = 0; i < ROW_PARTS; i++) {
+        int at = threadIdx.x + i * DECODE_THREADS;
+        squares += v[i].x * v[i].x + v[i].y * v[i].y + v[i].z * v[i].z + v[i].w * v[i].w;
+        if (at < k / 4) largest = fmaxf(largest, largest_of(weigh(v[i], weight(at))));
+    }
+    squares = warp_sum(squares), largest = warp_max(largest);
+    if (lane == 0) partial[warp] = squares, partial[DECODE_WARPS + warp] = largest;
+    __syncthreads();
+    squares = 0, largest = 0;
+#pragma unroll
+    for (int i = 0; i < DECODE_WARPS; i++) squares += partial[i], largest = fmaxf(largest, partial[DECODE_WARPS + i]);
+    float scale = norm ? rsqrtf(squares / k + eps) : 1.0f;
+    float factor = FORMAT == BF16 ? 1.0f : power_above(largest * scale);
+    if (threadIdx.x == 0) factors[0] = factor;
+    float inverse = 1.0f / factor;
+#pragma unroll
+    for (int i = 0; i < ROW_PARTS; i++) {
+        int at = threadIdx.x + i * DECODE_THREADS;
+        if (at >= padded_k / 4) break;
+        float4 y = make_float4(v[i].x * scale, v[i].y * scale, v[i].z * scale, v[i].w * scale);
+        if (at < k / 4) y = weigh(y, weight(at));
+        if (copy && at < k / 4) ((float4*)copy)[at] = y;
+        put_staged<FORMAT>(values + at * 8, low_part, y, inverse);
+    }
+    __syncthreads();
+}
 
 /// Stages rows of x, normalised where `norm` is given: x * rsqrt(mean(x^2) + eps) * norm. All threads take part; ends with
 /// a barrier. `factors` [TOKENS] receives what products are to be multiplied with. `copy`, if given, receives the
@@ -150,6 +218,10 @@ template <int FORMAT> struct Walk {
 template <int FORMAT>
 DEVICE void stage(const float* x, int x_stride, int n, int k, int padded_k, const float* norm, float eps, u8* values,
                   u32 stride, u32 low_part, float* factors, float* partial /* [2][DECODE_WARPS] */, float* copy) {
+    if (n == 1 && k <= ROW_MOST) {
+        stage_one<FORMAT>(x, k, padded_k, norm, eps, values, low_part, factors, partial, copy);
+        return;
+    }
     int rows = n > 4 ? 8 : n > 2 ? 4 : n > 1 ? 2 : 1; // warps of a row: 8 / rows
     int warps = DECODE_WARPS / rows;
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
@@ -180,7 +252,7 @@ DEVICE void stage(const float* x, int x_stride, int n, int k, int padded_k, cons
     float factor = FORMAT == BF16 ? 1.0f : power_above(largest * scale);
     if (row < n) {
         if (from == 0) factors[row] = factor;
-        float inverse = (FORMAT == MXFP4 ? MXFP4_FACTOR : 1.0f) / factor;
+        float inverse = 1.0f / factor;
         u8* to = values + row * stride;
         for (int i = from; i < padded_k / 4; i += step) {
             float4 v = make_float4(0, 0, 0, 0);
@@ -192,16 +264,7 @@ DEVICE void stage(const float* x, int x_stride, int n, int k, int padded_k, cons
                 }
                 if (copy) ((float4*)(copy + (u64)row * k))[i] = v;
             }
-            if (FORMAT == BF16) {
-                uint2 high = make_uint2(pack_bf16(v.x, v.y), pack_bf16(v.z, v.w));
-                v.x -= from_bits(high.x << 16), v.y -= from_bits(high.x & 0xffff0000u);
-                v.z -= from_bits(high.y << 16), v.w -= from_bits(high.y & 0xffff0000u);
-                *(uint2*)(to + i * 8) = high;
-                *(uint2*)(to + low_part + i * 8) = make_uint2(pack_bf16(v.x, v.y), pack_bf16(v.z, v.w));
-            } else {
-                *(uint2*)(to + i * 8) =
-                    make_uint2(pack_f16(v.x * inverse, v.y * inverse), pack_f16(v.z * inverse, v.w * inverse));
-            }
+            put_staged<FORMAT>(to + i * 8, low_part, v, inverse);
         }
     }
     __syncthreads();
@@ -214,10 +277,12 @@ DEVICE void put_sums(float* sums, const float (&c)[4], int warp, int lane) {
     *(float2*)(to + 8 * TOKENS) = make_float2(c[2], c[3]);
 }
 
-/// The sum of all warps for one row and token, in the order of warps.
-DEVICE float take_sum(const float* sums, int row, int token) {
+/// The sum of `count` warps from `first` on for one row and token, in the order of warps.
+DEVICE float take_some(const float* sums, int first, int count, int row, int token) {
     float sum = 0;
 #pragma unroll
-    for (int warp = 0; warp < DECODE_WARPS; warp++) sum += sums[warp * 128 + row * TOKENS + token];
+    for (int warp = 0; warp < count; warp++) sum += sums[(first + warp) * 128 + row * TOKENS + token];
     return sum;
 }
+
+DEVICE float take_sum(const float* sums, int row, int token) { return take_some(sums, 0, DECODE_WARPS, row, token); }

@@ -220,7 +220,7 @@ impl CudaBackend {
         for first in (0..n).step_by(tokens) {
             let some = tokens.min(n - first);
             let (ids, weights) = routing.row(first);
-            let works = (some * top_k).min(count) * intermediate.div_ceil(8);
+            let works = ((some * top_k).min(count) * intermediate.div_ceil(8)).div_ceil(2);
             let grid = works.min(BLOCKS_EACH * self.device.multiprocessors() as usize);
             let shape = Launch { grid: (grid, 1, 1), threads: THREADS, shared: 2 * SUM_BYTES + some * token_bytes };
             self.device.launch(
