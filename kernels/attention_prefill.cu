@@ -2,6 +2,8 @@
 #include "prefill.cuh"
 
 constexpr int DIM = 64, BLOCK_TOKENS = 16, KEYS = 64, ROWS = 128, STAGES = 3;
+// Unrolled, the copies' addresses cost registers that sm_121a's schedule does not have.
+constexpr int COPIES_AT_ONCE = SMALL_SHARED ? 1 : 4;
 constexpr int STAGE_BYTES = 2 * KEYS * DIM * 2;
 constexpr float LOG2_E = 1.4426950408889634f;
 
@@ -95,7 +97,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_prefill(const voi
     const int piece = threadIdx.x % 8, slot = threadIdx.x / 8;
     const u32 to = shared + slot * 128 + ((piece ^ (slot & 7)) * 16);
     auto load = [&](int tile, u32 stage) {
-#pragma unroll
+#pragma unroll(COPIES_AT_ONCE)
         for (int i = 0; i < KEYS / BLOCK_TOKENS; i++) {
             const int key = tile * KEYS + i * BLOCK_TOKENS + slot;
             const bool inside = key >= first_key && key <= last_key;
