@@ -6,6 +6,13 @@ constexpr int DECODE_THREADS = 256;
 constexpr int DECODE_WARPS = DECODE_THREADS / WARP;
 /// Tokens of one launch: the N of the tensor-core product.
 constexpr int TOKENS = 8;
+/// sm_121a needs a few registers more for the same work, and three blocks are to fit there too.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+constexpr bool ROOMY = false;
+#else
+constexpr bool ROOMY = true;
+#endif
+
 enum Format { BF16 = 0, Q8 = 1, MXFP4 = 2 };
 
 /// One lane's share of a tile, as loaded. AHEAD is how many a warp has under way: about all that it has of one row tile, so
@@ -23,7 +30,7 @@ template <> struct Share<BF16> {
 };
 
 template <> struct Share<Q8> {
-    static constexpr int K = 32, AHEAD = 6, BYTES = 512, LANE_SCALES = 2;
+    static constexpr int K = 32, AHEAD = ROOMY ? 6 : 5, BYTES = 512, LANE_SCALES = 2;
     uint4 w;
     u16 low, high; // scales of rows g and g + 8
     DEVICE void load(const u8* tile, const u8* scale) {

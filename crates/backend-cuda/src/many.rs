@@ -16,6 +16,11 @@ const ATTENTION_ROWS: usize = 128;
 /// Its shared memory: three stages of 64 keys and values.
 const ATTENTION_SHARED: usize = 49_152;
 
+/// Activation rows up to which each narrow tile is the fastest, measured on an H200 (`kernels/check/bench_prefill.py`).
+const DENSE_BEST: [usize; 4] = [16, 64, 64, 128];
+/// The same for rows an expert, where there are wide products.
+const EXPERTS_BEST: [usize; 4] = [12, 48, 48, 48];
+
 /// A product with the tile that suits a number of rows.
 struct Choice {
     kernel: Kernel,
@@ -43,7 +48,7 @@ impl CudaBackend {
             DenseFormat::Bf16 => &self.kernels.dense_bf16,
             DenseFormat::Q8 => &self.kernels.dense_q8,
         };
-        let choice = self.choose(tiled, n);
+        let choice = self.choose(tiled, DENSE_BEST, n);
         let bf16 = weight.format == DenseFormat::Bf16;
         let narrow = match norm {
             Some((norm, eps)) => self.norm_narrow(x, n, norm, eps, bf16, choice.wide)?,
@@ -61,7 +66,7 @@ impl CudaBackend {
         bias: &CudaVector,
         out: &CudaRouting,
     ) -> Result<(), BackendError> {
-        let choice = self.choose(&self.kernels.dense_bf16, n);
+        let choice = self.choose(&self.kernels.dense_bf16, DENSE_BEST, n);
         let (high, low) = self.narrow(x, n, true, choice.wide, true)?;
         let logits = {
             let mut state = self.state();
@@ -86,8 +91,9 @@ impl CudaBackend {
     ) -> Result<(), BackendError> {
         let ExpertsShape { experts: count, hidden, intermediate, limit, alpha } = experts.shape;
         let (top_k, pairs) = (routing.top_k, n * routing.top_k);
-        let up = self.choose(&self.kernels.moe_gate_up, pairs.div_ceil(count));
-        let down = self.choose(&self.kernels.moe_down, pairs.div_ceil(count));
+        let best = if self.kernels.moe_down.wide.is_some() { EXPERTS_BEST } else { TILES };
+        let up = self.choose(&self.kernels.moe_gate_up, best, pairs.div_ceil(count));
+        let down = self.choose(&self.kernels.moe_down, best, pairs.div_ceil(count));
         let (narrow, _) = self.narrow(x, n, false, up.wide, false)?;
         let mut state = self.state();
         let scratch = &mut state.scratch;
@@ -290,13 +296,14 @@ impl CudaBackend {
         Ok(narrow)
     }
 
-    /// The tile for `rows` activation rows a matrix, and as many blocks as the device holds at once.
-    fn choose(&self, tiled: &Tiled, rows: usize) -> Choice {
+    /// The tile for `rows` activation rows a matrix, given the rows up to which each narrow tile is the fastest, and as
+    /// many blocks as the device holds at once.
+    fn choose(&self, tiled: &Tiled, best: [usize; 4], rows: usize) -> Choice {
         let multiprocessors = self.device.multiprocessors() as usize;
-        let (TileKernel { kernel, shared }, tile, wide) = match tiled.wide.filter(|_| rows > TILES[3]) {
+        let (TileKernel { kernel, shared }, tile, wide) = match tiled.wide.filter(|_| rows > best[3]) {
             Some(wide) => (wide, WIDE_TILE, true),
             None => {
-                let index = TILES.iter().position(|tile| rows <= *tile).unwrap_or(TILES.len() - 1);
+                let index = best.iter().position(|most| rows <= *most).unwrap_or(TILES.len() - 1);
                 (tiled.narrow[index], TILES[index], false)
             }
         };
