@@ -10,6 +10,7 @@ use tokio::time::timeout;
 use crate::blocking::blocking;
 use crate::error::ApiError;
 use crate::settings::ApiSettings;
+use crate::strict::Strict;
 
 /// How much of a refused body is read away, in multiples of the limit: a client that is still sending when the
 /// connection closes may never see the answer.
@@ -58,7 +59,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Value, ApiError> {
 
 /// Reads a type out of JSON; an error names the field. Fields that the type does not have are ignored.
 pub(crate) fn typed<'a, T: Deserialize<'a>>(value: &'a Value) -> Result<T, ApiError> {
-    serde_path_to_error::deserialize(value).map_err(|error| {
+    serde_path_to_error::deserialize(Strict(value)).map_err(|error| {
         let path = error.path().to_string();
         let reason = readable(&error.inner().to_string());
         match missing_field(&reason) {

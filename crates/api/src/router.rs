@@ -12,7 +12,9 @@ use tracing::field::Empty;
 use crate::error::ApiError;
 use crate::protocol::Protocol;
 use crate::state::ApiState;
-use crate::{access, anthropic, chat, completions, cors, ids, models, pages, probes, responses, status, tokenize};
+use crate::{
+    access, anthropic, chat, completions, cors, ids, models, openapi, pages, probes, responses, status, tokenize,
+};
 
 pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The same in Anthropic's protocol.
@@ -32,6 +34,7 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
         .route("/", get(pages::chat))
+        .route("/openapi.json", get(openapi::document))
         .route("/status", get(pages::status))
         .route("/status.json", get(status::report))
         .route("/assets/{name}", get(pages::asset))

@@ -63,7 +63,8 @@ fn check(request: &Request, settings: &ApiSettings) -> Result<Option<Permit>, Ap
     }
 }
 
-fn needs_key(path: &str, settings: &ApiSettings) -> bool {
+/// Whether a request of this path needs a key, where any does.
+pub(crate) fn needs_key(path: &str, settings: &ApiSettings) -> bool {
     let open = OPEN_PATHS.contains(&path) || path.starts_with(OPEN_FOLDER);
     !(open || settings.open_metrics && path == "/metrics")
 }
