@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use tandem_harmony::Effort;
 use crate::access::{Keyring, Origins};
 use crate::status::NodeReport;
+use tandem_harmony::Effort;
 
 /// Settings of the HTTP edge. Every wait has a limit here, and so has everything that grows with what clients send.
 #[derive(Clone, Debug)]

@@ -203,3 +203,18 @@ fn other_contents_are_checked_too() {
     assert!(refused(Content::Regex("a".repeat(300_000))).contains("at most"));
     assert!(refused(Content::Lark("".into())).len() > 3);
 }
+
+#[test]
+fn blanks_are_few() {
+    let rules =
+        Rules::Text(Content::Json(json!({"type": "array", "items": {"const": 1}, "minItems": 2, "maxItems": 2})));
+    let takes = |text: &str| {
+        let mut walk = tandem_grammar::Walk::new(&rules).unwrap();
+        tandem_harmony::Tokenizer::shared().encode(text).iter().all(|&token| {
+            let mask = walk.mask().unwrap();
+            mask[token as usize / 32] >> (token % 32) & 1 == 1 && walk.push(token).is_ok()
+        })
+    };
+    assert!(takes("[1,1]") && takes("[1, 1]") && takes("[\n  1,\n  1\n]") && takes("[\r\n\t1 ,\r\n\t1\r\n]"));
+    assert!(!takes("[\n\n1,1]") && !takes("[  1,1]") && !takes("\n[") && !takes("[1,1]\n"));
+}
