@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
+use serde_json::json;
 use tandem_engine::{Engine, FinishReason, Request, Update};
-use tandem_step::Sampling;
+use tandem_grammar::{Content, Rules};
+use tandem_step::{Constraint, Sampling};
 
 use crate::load::{self, Loaded};
 use crate::settings::BenchArgs;
@@ -29,14 +31,21 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         "{needed} tokens a run do not fit a context of {}",
         loaded.engine.capacity().context
     );
-    let mut runs = Vec::new();
+    let constraint = args.constrained.then(constraint).transpose()?;
+    let (mut runs, mut constrained) = (Vec::new(), Vec::new());
     for index in 0..args.warm_up + args.runs {
-        let run = Run::measure(&loaded.engine, &args, index)?;
+        let run = Run::measure(&loaded.engine, &args, index, None)?;
+        let beside = constraint.as_ref().map(|constraint| {
+            // Its prompts are not those of the free runs, or the cache would have them.
+            Run::measure(&loaded.engine, &args, args.warm_up + args.runs + index, Some(constraint))
+        });
+        let beside = beside.transpose()?;
         if index >= args.warm_up {
             runs.push(run);
+            constrained.extend(beside);
         }
     }
-    let report = Report::new(&args, &loaded, bandwidth, &runs);
+    let report = Report::new(&args, &loaded, bandwidth, &runs, &constrained);
     loaded.engine.shutdown(Duration::from_secs(5));
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
@@ -59,13 +68,14 @@ struct Run {
 }
 
 impl Run {
-    fn measure(engine: &Engine, args: &BenchArgs, index: u32) -> Result<Self> {
+    fn measure(engine: &Engine, args: &BenchArgs, index: u32, constraint: Option<&Constraint>) -> Result<Self> {
         let (sender, updates) = channel();
         let start = Instant::now();
         for stream in 0..args.streams {
             let sender = sender.clone();
             let sink = Box::new(move |update| sender.send((stream, Instant::now(), update)).is_ok());
-            engine.submit(request(engine, args, index * args.streams + stream), sink)?;
+            let free = request(engine, args, index * args.streams + stream);
+            engine.submit(Request { constraint: constraint.cloned(), ..free }, sink)?;
         }
         drop(sender);
         let mut times: Vec<Vec<Instant>> = vec![Vec::new(); args.streams as usize];
@@ -125,6 +135,22 @@ fn request(engine: &Engine, args: &BenchArgs, seed: u32) -> Request {
     }
 }
 
+/// JSON that does not end within a run, of the kinds that schemas are made of: names, texts, numbers, choices, lists.
+fn constraint() -> Result<Constraint> {
+    let schema = json!({"type": "array", "minItems": 1000, "items": {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 24},
+            "count": {"type": "integer", "minimum": 0, "maximum": 100_000},
+            "kind": {"enum": ["small", "medium", "large"]},
+            "tags": {"type": "array", "items": {"type": "string", "maxLength": 8}, "maxItems": 3},
+        },
+        "required": ["name", "count", "kind", "tags"],
+        "additionalProperties": false,
+    }});
+    Rules::Text(Content::Json(schema)).constraint().context("compiling the schema")
+}
+
 /// Smallest, middle and largest of several measurements.
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Spread {
@@ -154,6 +180,10 @@ struct Report {
     between_tokens_s: Spread,
     prefill_tokens_per_s: Spread,
     decode_tokens_per_s: Spread,
+    /// The same under a JSON schema, where that was measured, and the share of the free speed: each run over the free one
+    /// before it, the middle of all.
+    constrained_decode_tokens_per_s: Option<Spread>,
+    constrained_share: Option<f64>,
     /// Weight bytes a decode step reads, for one stream.
     weight_bytes_per_token: u64,
     /// Read bandwidth of this machine with the same threads, in the same process.
@@ -164,7 +194,7 @@ struct Report {
 }
 
 impl Report {
-    fn new(args: &BenchArgs, loaded: &Loaded, machine_bytes_per_s: f64, runs: &[Run]) -> Self {
+    fn new(args: &BenchArgs, loaded: &Loaded, machine_bytes_per_s: f64, runs: &[Run], constrained: &[Run]) -> Self {
         let spread = |of: fn(&Run) -> f64| Spread::of(runs.iter().map(of).collect());
         let flat = |of: fn(&Run) -> &Vec<f64>| Spread::of(runs.iter().flat_map(|run| of(run).clone()).collect());
         let decode_tokens_per_s = spread(|run| run.decode_tokens_per_s);
@@ -181,6 +211,12 @@ impl Report {
             between_tokens_s: flat(|run| &run.between_tokens_s),
             prefill_tokens_per_s: spread(|run| run.prefill_tokens_per_s),
             decode_tokens_per_s,
+            constrained_decode_tokens_per_s: (!constrained.is_empty())
+                .then(|| Spread::of(constrained.iter().map(|run| run.decode_tokens_per_s).collect())),
+            constrained_share: (!constrained.is_empty()).then(|| {
+                let pairs = constrained.iter().zip(runs);
+                Spread::of(pairs.map(|(one, free)| one.decode_tokens_per_s / free.decode_tokens_per_s).collect()).median
+            }),
             weight_bytes_per_token: loaded.weight_bytes_per_token,
             machine_bytes_per_s,
             achieved_bytes_per_s: achieved,
@@ -203,6 +239,10 @@ impl Report {
         row("between tokens, ms", self.between_tokens_s, 1e3);
         row("prefill, tokens/s", self.prefill_tokens_per_s, 1.0);
         row("decode, tokens/s", self.decode_tokens_per_s, 1.0);
+        if let (Some(spread), Some(share)) = (self.constrained_decode_tokens_per_s, self.constrained_share) {
+            row("  under a JSON schema", spread, 1.0);
+            println!("  which is                  {:>11.1} %", share * 100.0);
+        }
         println!();
         println!("weights read per token      {:>9.3} GB", self.weight_bytes_per_token as f64 / 1e9);
         println!("this machine reads          {:>9.2} GB/s", self.machine_bytes_per_s / 1e9);

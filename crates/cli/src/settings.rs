@@ -250,6 +250,9 @@ pub struct BenchArgs {
     /// Runs before those, not counted.
     #[arg(long, value_name = "N", default_value_t = 1, env = "TANDEM_WARM_UP")]
     pub warm_up: u32,
+    /// Also run under a JSON schema, in turns with the others, to see what constrained output costs.
+    #[arg(long, env = "TANDEM_CONSTRAINED")]
+    pub constrained: bool,
     /// Print JSON instead of a table.
     #[arg(long, env = "TANDEM_JSON")]
     pub json: bool,

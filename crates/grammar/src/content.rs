@@ -11,8 +11,9 @@ use crate::vocabulary::factory;
 
 /// The largest description of one content: a schema as JSON, a grammar, a pattern, all choices together.
 const BYTES_MAX: usize = 256 * 1024;
-/// Blanks between the parts of JSON, at most so many in a row: a model in a loop must not fill its budget with them.
-const WHITESPACE: &str = r"[ \n\r\t]{1,80}";
+/// What may stand between the parts of JSON: a blank, or a line break with an indent. A model in a loop must not fill its
+/// budget with either.
+const WHITESPACE: &str = r"\x20|\r?\n[\x20\t]{0,60}";
 
 /// What an answer, the arguments of a call or a whole text must look like.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -98,6 +98,7 @@ impl Check<'_> {
             plain.insert(keyword.clone(), self.operand(&operand, value, &here)?);
         }
         spell_out_format(&mut plain);
+        bound_integer(&mut plain);
         Ok(Value::Object(plain))
     }
 
@@ -151,6 +152,20 @@ impl Check<'_> {
         match self.root.pointer(&reference[1..]) {
             Some(_) => Ok(Value::String(reference.to_string())),
             None => Err(ContentError::new(path, format!("'{reference}' leads nowhere in this schema"))),
+        }
+    }
+}
+
+/// Gives integers the bounds within which every reader of JSON takes them for what they are (RFC 7493), where they have
+/// none: a model in a loop would add digits until its budget ends.
+fn bound_integer(schema: &mut Map<String, Value>) {
+    if schema.get("type").and_then(Value::as_str) != Some("integer") {
+        return;
+    }
+    let bound = EXACT_INTEGER_MAX as i64 - 1;
+    for (sides, bound) in [(["minimum", "exclusiveMinimum"], -bound), (["maximum", "exclusiveMaximum"], bound)] {
+        if !sides.iter().any(|side| schema.get(*side).is_some_and(Value::is_number)) {
+            schema.insert(sides[0].to_string(), bound.into());
         }
     }
 }

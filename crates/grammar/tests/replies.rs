@@ -168,7 +168,7 @@ fn a_forced_header_is_part_of_the_reply() {
 fn whatever_is_written_under_rules_is_well_formed() {
     let mut random = Random(11);
     let (mut answers, mut calls) = (0, 0);
-    for _ in 0..40 {
+    for _ in 0..60 {
         let rules = Reply { answer: Some(Content::Json(schema())), ..tools() };
         let Some(written) = write(&Rules::Reply(rules), &mut random, 800) else { continue };
         let reply = read(&written);
@@ -191,7 +191,7 @@ fn whatever_is_written_under_rules_is_well_formed() {
             more => panic!("{more:?}"),
         }
     }
-    assert!(answers > 3 && calls > 3, "{answers} answers, {calls} calls");
+    assert!(answers > 2 && calls > 2, "{answers} answers, {calls} calls");
 }
 
 #[test]

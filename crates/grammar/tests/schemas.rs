@@ -132,16 +132,18 @@ fn raw_texts() {
             break text(&tokens);
         }
     };
-    let pattern = regex::Regex::new(r"^(?:\w{2,5}@\d+\.com)$").unwrap();
+    let pattern = |text: &str| regex::Regex::new(text).unwrap();
+    let (address, letters) = (pattern(r"^(?:\w{2,5}@\d+\.com)$"), pattern("^a+b?$"));
+    let sum = pattern(r"^[0-9]{1,2}(\+[0-9]{1,2})*$");
     for _ in 0..REPLIES {
         let text = write_text(Content::Regex(r"\w{2,5}@\d+\.com".into()));
-        assert!(pattern.is_match(&text), "{text:?}");
+        assert!(address.is_match(&text), "{text:?}");
         let text = write_text(Content::Regex(r"^a+b?$".into()));
-        assert!(regex::Regex::new("^a+b?$").unwrap().is_match(&text), "{text:?}");
+        assert!(letters.is_match(&text), "{text:?}");
         let text = write_text(Content::Choice(vec!["a.b".into(), "a.b.c".into(), "(x|y)*".into()]));
         assert!(["a.b", "a.b.c", "(x|y)*"].contains(&&*text), "{text:?}");
         let text = write_text(Content::Lark("start: sum\nsum: N (\"+\" N)*\nN: /[0-9]{1,2}/".into()));
-        assert!(regex::Regex::new(r"^[0-9]{1,2}(\+[0-9]{1,2})*$").unwrap().is_match(&text), "{text:?}");
+        assert!(sum.is_match(&text), "{text:?}");
         serde_json::from_str::<Value>(&write_text(Content::json_object())).unwrap();
     }
 }
@@ -202,4 +204,19 @@ fn other_contents_are_checked_too() {
     assert!(refused(Content::Lark("start: <[200007]> \"a\"".into())).contains("control tokens"));
     assert!(refused(Content::Regex("a".repeat(300_000))).contains("at most"));
     assert!(refused(Content::Lark("".into())).len() > 3);
+}
+
+#[test]
+fn blanks_are_few() {
+    let rules =
+        Rules::Text(Content::Json(json!({"type": "array", "items": {"const": 1}, "minItems": 2, "maxItems": 2})));
+    let takes = |text: &str| {
+        let mut walk = tandem_grammar::Walk::new(&rules).unwrap();
+        tandem_harmony::Tokenizer::shared().encode(text).iter().all(|&token| {
+            let mask = walk.mask().unwrap();
+            mask[token as usize / 32] >> (token % 32) & 1 == 1 && walk.push(token).is_ok()
+        })
+    };
+    assert!(takes("[1,1]") && takes("[1, 1]") && takes("[\n  1,\n  1\n]") && takes("[\r\n\t1 ,\r\n\t1\r\n]"));
+    assert!(!takes("[\n\n1,1]") && !takes("[  1,1]") && !takes("\n[") && !takes("[1,1]\n"));
 }

@@ -17,6 +17,8 @@ struct Slot {
     history: History,
     /// Whether the masker follows it.
     constrained: bool,
+    /// Whether its token is drawn a second time, since the device drew one that its constraint does not allow.
+    redraws: bool,
     /// Tokens generated so far.
     generated: u32,
     /// The token sampled last, for [`Input::Sampled`].
@@ -30,6 +32,7 @@ impl Slot {
         Self {
             history: History::new(&start.history, start.generated as usize),
             constrained: start.constraint.is_some(),
+            redraws: false,
             sampling: start.sampling,
             generated: start.generated,
             sampled: None,
@@ -51,6 +54,9 @@ impl Slot {
     }
 }
 
+/// Makes other numbers of a seed, for second draws: any constant will do.
+const REDRAW_SEED: u64 = 0x5eed_0f5e_c04d_d4a3;
+
 /// Entries of block tables that were never assigned: those before a sliding window. Never read.
 const UNASSIGNED: u32 = u32::MAX;
 
@@ -58,6 +64,8 @@ const UNASSIGNED: u32 = u32::MAX;
 enum Want {
     /// The next token of plan row `.0`.
     Token(usize),
+    /// The same, after the device drew one that is not allowed.
+    Redraw(usize),
     /// The log-probability of `target`, with `top` alternatives, for plan row `row`.
     Score { row: usize, target: u32, top: u8 },
 }
@@ -210,28 +218,46 @@ impl<B: Backend> Runner<B> {
     /// Samples and scores.
     fn choose(&mut self, plan: &StepPlan, tokens: &[u32]) -> Result<Vec<RowResult>, ModelError> {
         let mut results: Vec<RowResult> = plan.rows.iter().map(|row| RowResult::empty(row.slot)).collect();
-        let (drawn, wanted) = self.share_out(plan, tokens.len())?;
+        let (drawn, mut wanted) = self.share_out(plan, tokens.len())?;
         if !drawn.is_empty() {
             let draws: Vec<(usize, Draw)> = drawn.iter().map(|(row, _, draw)| (*row, *draw)).collect();
             let tokens = self.model.draw(&draws)?;
-            for ((_, row, _), token) in drawn.iter().zip(tokens) {
-                slot_mut(&mut self.slots, plan.rows[*row].slot)?.take(token, &mut results[*row]);
+            for (&(at, row, _), token) in drawn.iter().zip(tokens) {
+                if !self.take_drawn(plan.rows[row].slot, token, &mut results[row])? {
+                    wanted.push((at, Want::Redraw(row)));
+                }
             }
+            wanted.sort_by_key(|(row, _)| *row);
         }
         let (rows, wants): (Vec<usize>, Vec<Want>) = wanted.into_iter().unzip();
         let (slots, masker) = (&mut self.slots, &mut self.masker);
         self.model.logits(&rows, |i, logits| match wants[i] {
             Want::Score { row, target, top } => results[row].scores.push(logprobs(logits, target, top)),
-            Want::Token(row) => {
+            Want::Token(row) | Want::Redraw(row) => {
                 let next = next_position(&plan.rows[row]);
                 let index = plan.rows[row].slot;
                 if let Some(slot) = slots[index as usize].as_mut() {
+                    slot.redraws = matches!(wants[i], Want::Redraw(_));
                     let masker = masker.as_mut().filter(|_| slot.constrained);
                     slot.choose(logits, next, masker.map(|masker| (masker, index)), &mut results[row]);
                 }
             }
         })?;
         Ok(results)
+    }
+
+    /// Takes a token that the device drew, unless the slot's constraint does not allow it: then false.
+    fn take_drawn(&mut self, index: u32, token: u32, result: &mut RowResult) -> Result<bool, ModelError> {
+        let slot = slot_mut(&mut self.slots, index)?;
+        if let Some(masker) = self.masker.as_mut().filter(|_| slot.constrained) {
+            match masker.mask(index) {
+                Ok(mask) if !sampler::allows(&mask, token) => return Ok(false),
+                Ok(_) => masker.push(index, token),
+                Err(reason) => result.error = Some(reason),
+            }
+        }
+        slot.take(token, result);
+        Ok(true)
     }
 
     /// What is wanted of which rows of the batch: tokens that the device can draw (with their plan row), and the rest.
@@ -274,10 +300,14 @@ fn next_position(row: &Row) -> u32 {
 }
 
 impl Slot {
-    /// How the token at `position` is drawn, if a temperature is all there is to it.
+    /// How the token at `position` is drawn, if a temperature is all there is to it. Under a constraint, too: what is
+    /// drawn from all tokens and happens to be allowed is as good as drawn from those allowed, and mostly it is.
     fn plain_draw(&self, position: u32) -> Option<Draw> {
-        let plain = !self.constrained && self.sampling.logprobs.is_none();
-        if plain { sampler::plain_draw(&self.sampling, self.generated, position) } else { None }
+        if self.sampling.logprobs.is_none() {
+            sampler::plain_draw(&self.sampling, self.generated, position)
+        } else {
+            None
+        }
     }
 
     /// Takes note of the token chosen for it.
@@ -308,7 +338,14 @@ impl Slot {
         });
         // Log-probabilities are the model's own, so a copy is kept where sampling is about to change the logits.
         let own = self.sampling.logprobs.map(|top| (top, logits.to_vec()));
-        let token = sample(logits, mask.as_deref(), &self.sampling, &self.history, self.generated, position);
+        let token = match self.redraws {
+            // The draw that was refused has used up its number: the same again would favour what lies beside it.
+            true => {
+                let sampling = Sampling { seed: self.sampling.seed ^ REDRAW_SEED, ..self.sampling.clone() };
+                sample(logits, mask.as_deref(), &sampling, &self.history, self.generated, position)
+            }
+            false => sample(logits, mask.as_deref(), &self.sampling, &self.history, self.generated, position),
+        };
         if let (Some((masker, slot)), true) = (masker, mask.is_some()) {
             masker.push(slot, token);
         }

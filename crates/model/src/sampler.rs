@@ -104,6 +104,11 @@ pub fn apply_mask(logits: &mut [f32], mask: &[u32]) {
     }
 }
 
+/// Whether `mask` allows `token`.
+pub fn allows(mask: &[u32], token: u32) -> bool {
+    mask.get(token as usize / 32).is_some_and(|word| word >> (token % 32) & 1 == 1)
+}
+
 /// Whether `mask` allows a token that is not in `suppressed`.
 fn leaves_any(mask: &[u32], suppressed: &[u32]) -> bool {
     let of_word = |index: usize| {

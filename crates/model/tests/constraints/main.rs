@@ -1,16 +1,20 @@
 //! Constrained requests on a real engine and a real, if random, model: what they write does not depend on who runs beside
 //! them, on how deep steps are pipelined, nor on whether they are preempted.
 
+mod drawing;
+
+use std::sync::Arc;
 use std::time::Instant;
 
+use drawing::Drawing;
 use serde_json::{Value, json};
 use tandem_backend::cpu::{CpuBackend, CpuOptions};
-use tandem_backend::{DenseFormat, KvFormat, Precision};
+use tandem_backend::{Backend, DenseFormat, KvFormat, Precision};
 use tandem_engine::{EngineSettings, FinishReason, Request, RequestId, Scheduler, Update};
 use tandem_grammar::{Call, Content, Masks, Reply, Rules};
 use tandem_harmony::{STOP_TOKENS, Tokenizer, special};
 use tandem_model::{Formats, Model, Runner, Synthetic, SyntheticKind};
-use tandem_step::{Capacity, Constraint, Sampling, StepPlan};
+use tandem_step::{Capacity, Constraint, Masker, Sampling, StepPlan};
 
 const STREAMS: u32 = 4;
 const CONTEXT: u32 = 256;
@@ -25,7 +29,10 @@ struct Outcome {
 
 /// Runs the requests together, at a pipeline depth, over a full pool of so many blocks. Also how often one was preempted.
 fn run(requests: &[Request], pipeline_depth: u32, full_blocks: u32) -> (Vec<Outcome>, u64) {
-    let mut runner = runner(full_blocks);
+    run_on(runner(cpu(), full_blocks), requests, pipeline_depth)
+}
+
+fn run_on<B: Backend>(mut runner: Runner<B>, requests: &[Request], pipeline_depth: u32) -> (Vec<Outcome>, u64) {
     let settings = EngineSettings { pipeline_depth, prefill_chunk: 32, ..EngineSettings::default() };
     let mut scheduler = Scheduler::new(runner.capacity(), settings).unwrap();
     let now = Instant::now();
@@ -62,7 +69,11 @@ fn outcome<'a>(updates: impl Iterator<Item = &'a Update>) -> Outcome {
     Outcome { tokens, logprobs, reason: reason.expect("every request ends") }
 }
 
-fn runner(full_blocks: u32) -> Runner<CpuBackend> {
+fn cpu() -> CpuBackend {
+    CpuBackend::new(CpuOptions { precision: Precision::Exact, threads: Some(1), isa: None }).unwrap()
+}
+
+fn runner<B: Backend>(backend: B, full_blocks: u32) -> Runner<B> {
     let capacity = Capacity {
         block_tokens: 16,
         full_blocks,
@@ -73,10 +84,9 @@ fn runner(full_blocks: u32) -> Runner<CpuBackend> {
         max_step_tokens: 64,
         vocab: Tokenizer::VOCAB_SIZE as u32,
     };
-    let options = CpuOptions { precision: Precision::Exact, threads: Some(1), isa: None };
     let formats = Formats { dense: DenseFormat::Bf16, kv: KvFormat::F32 };
     let store = Synthetic::new(SyntheticKind::Tiny);
-    let model = Model::load(CpuBackend::new(options).unwrap(), &store, formats, capacity).unwrap();
+    let model = Model::load(backend, &store, formats, capacity).unwrap();
     Runner::new(model).with_masker(Box::new(Masks::start(2).unwrap()))
 }
 
@@ -85,7 +95,7 @@ const ROOMY: u32 = STREAMS * CONTEXT / 16;
 
 fn schema() -> Value {
     json!({"type": "object", "properties": {"name": {"type": "string", "maxLength": 12}, "sizes": {"type": "array",
-        "items": {"type": "integer", "minimum": 0, "maximum": 99}, "minItems": 1, "maxItems": 5}},
+        "items": {"type": "integer", "minimum": 0, "maximum": 99}, "minItems": 12, "maxItems": 20}},
         "required": ["name", "sizes"], "additionalProperties": false})
 }
 
@@ -115,7 +125,7 @@ fn text(outcome: &Outcome) -> String {
 fn check(text: &str) {
     let value: Value = serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"));
     assert!(value["name"].as_str().is_some_and(|name| name.chars().count() <= 12), "{text}");
-    assert!((1..=5).contains(&value["sizes"].as_array().unwrap().len()), "{text}");
+    assert!((12..=20).contains(&value["sizes"].as_array().unwrap().len()), "{text}");
 }
 
 #[test]
@@ -188,6 +198,63 @@ fn log_probabilities_are_the_models_own() {
     assert_eq!(unbound[0].tokens, outcomes[0].tokens);
     assert_eq!(unbound[0].logprobs, outcomes[0].logprobs);
     assert!(outcomes[0].logprobs[0] < -1.0, "a random model is sure of nothing");
+}
+
+/// A device draws from all tokens; what its constraint does not allow is drawn again.
+#[test]
+fn on_a_device_that_draws_the_constraint_holds_as_well() {
+    let device = |requests: &[Request], depth| {
+        let backend = Drawing { cpu: cpu(), vocab: Tokenizer::VOCAB_SIZE };
+        run_on(runner(backend, ROOMY), requests, depth).0
+    };
+    let plain = |seed| {
+        let mut request = json_text(seed);
+        request.sampling.logprobs = None;
+        request
+    };
+    let requests: Vec<Request> = (0..4).map(plain).collect();
+    let outcomes = device(&requests, 2);
+    outcomes.iter().for_each(|outcome| check(&text(outcome)));
+    assert_eq!(device(&requests, 1), outcomes, "the depth changes nothing");
+    // The likeliest of those allowed is the same, wherever it is looked for.
+    let greedy: Vec<Request> = requests
+        .iter()
+        .map(|request| Request {
+            sampling: Sampling { temperature: 0.0, ..request.sampling.clone() },
+            ..request.clone()
+        })
+        .collect();
+    assert_eq!(device(&greedy, 2), run(&greedy, 2, ROOMY).0);
+}
+
+/// Allows the ids below half of the vocabulary.
+struct LowerHalf;
+
+impl Masker for LowerHalf {
+    fn begin(&mut self, _slot: u32, _constraint: &Constraint, _output: &[u32]) {}
+    fn push(&mut self, _slot: u32, _token: u32) {}
+    fn end(&mut self, _slot: u32) {}
+    fn mask(&mut self, _slot: u32) -> Result<Arc<[u32]>, String> {
+        Ok(vec![u32::MAX; Tokenizer::VOCAB_SIZE / 64].into())
+    }
+}
+
+/// The number with which the device drew a token that is not allowed lies in the upper half. Had the second draw the same,
+/// it would only come to the upper half of what is allowed.
+#[test]
+fn a_second_draw_is_independent_of_the_first() {
+    let backend = Drawing { cpu: cpu(), vocab: Tokenizer::VOCAB_SIZE };
+    let runner = runner(backend, ROOMY).with_masker(Box::new(LowerHalf));
+    let hot = |seed| {
+        // So hot that all tokens are equally likely.
+        let sampling = Sampling { seed, temperature: 1e6, ..Sampling::default() };
+        Request { prompt: vec![5, 6], max_tokens: 1, sampling, ..json_text(seed) }
+    };
+    let (outcomes, _) = run_on(runner, &(0..200).map(hot).collect::<Vec<_>>(), 2);
+    let quarter = Tokenizer::VOCAB_SIZE as u32 / 4;
+    assert!(outcomes.iter().all(|outcome| outcome.tokens[0] < 2 * quarter));
+    let low = outcomes.iter().filter(|outcome| outcome.tokens[0] < quarter).count();
+    assert!((80..120).contains(&low), "{low} of 200 in the lower quarter");
 }
 
 #[test]

@@ -1,0 +1,138 @@
+//! The CPU backend as a device that draws tokens itself, as GPUs do: every operation is the CPU's, and so is the draw.
+
+use tandem_backend::cpu::CpuBackend;
+use tandem_backend::{
+    AttentionContext, Backend, BackendError, Batch, DenseFormat, Draw, ExpertsShape, ExpertsSource, KvShape, Rope,
+    RowSource,
+};
+
+pub struct Drawing {
+    pub cpu: CpuBackend,
+    pub vocab: usize,
+}
+
+type Buffer = <CpuBackend as Backend>::Buffer;
+type Matrix = <CpuBackend as Backend>::Matrix;
+type Vector = <CpuBackend as Backend>::Vector;
+type Experts = <CpuBackend as Backend>::Experts;
+type Kv = <CpuBackend as Backend>::Kv;
+type Routing = <CpuBackend as Backend>::Routing;
+type Done = Result<(), BackendError>;
+
+impl Backend for Drawing {
+    type Buffer = Buffer;
+    type Matrix = Matrix;
+    type Vector = Vector;
+    type Experts = Experts;
+    type Kv = Kv;
+    type Routing = Routing;
+
+    const DRAWS: bool = true;
+
+    fn draw(&self, logits: &Buffer, draws: &[Draw], tokens: &mut [u32]) -> Done {
+        for (row, (draw, token)) in draws.iter().zip(tokens).enumerate() {
+            let mut logits_row = vec![0.0; self.vocab];
+            self.cpu.download(logits, row, &mut logits_row)?;
+            *token = choose(&logits_row, draw);
+        }
+        Ok(())
+    }
+
+    fn describe(&self) -> String {
+        self.cpu.describe()
+    }
+
+    fn buffer(&self, rows: usize, width: usize) -> Result<Buffer, BackendError> {
+        self.cpu.buffer(rows, width)
+    }
+
+    fn routing(&self, rows: usize, top_k: usize) -> Result<Routing, BackendError> {
+        self.cpu.routing(rows, top_k)
+    }
+
+    fn kv(&self, shape: KvShape) -> Result<Kv, BackendError> {
+        self.cpu.kv(shape)
+    }
+
+    fn vector(&self, source: &dyn RowSource) -> Result<Vector, BackendError> {
+        self.cpu.vector(source)
+    }
+
+    fn matrix(&self, source: &dyn RowSource, format: DenseFormat) -> Result<Matrix, BackendError> {
+        self.cpu.matrix(source, format)
+    }
+
+    fn experts(&self, shape: ExpertsShape, source: &ExpertsSource<'_>) -> Result<Experts, BackendError> {
+        self.cpu.experts(shape, source)
+    }
+
+    fn download(&self, buffer: &Buffer, first: usize, out: &mut [f32]) -> Done {
+        self.cpu.download(buffer, first, out)
+    }
+
+    fn upload(&self, buffer: &mut Buffer, first: usize, values: &[f32]) -> Done {
+        self.cpu.upload(buffer, first, values)
+    }
+
+    fn copy_blocks(&self, kv: &mut Kv, pairs: &[(u32, u32)]) -> Done {
+        self.cpu.copy_blocks(kv, pairs)
+    }
+
+    fn embed(&self, table: &Matrix, batch: &Batch<'_>, out: &mut Buffer) -> Done {
+        self.cpu.embed(table, batch, out)
+    }
+
+    fn rms_norm(&self, x: &Buffer, n: usize, weight: &Vector, eps: f32, out: &mut Buffer) -> Done {
+        self.cpu.rms_norm(x, n, weight, eps, out)
+    }
+
+    fn linear(&self, x: &Buffer, n: usize, weight: &Matrix, bias: Option<&Vector>, out: &mut Buffer) -> Done {
+        self.cpu.linear(x, n, weight, bias, out)
+    }
+
+    fn rope_store(&self, qkv: &mut Buffer, rope: &Rope, context: &AttentionContext<'_>, kv: &mut Kv) -> Done {
+        self.cpu.rope_store(qkv, rope, context, kv)
+    }
+
+    fn attention(
+        &self,
+        qkv: &Buffer,
+        sinks: &Vector,
+        context: &AttentionContext<'_>,
+        kv: &Kv,
+        out: &mut Buffer,
+    ) -> Done {
+        self.cpu.attention(qkv, sinks, context, kv, out)
+    }
+
+    fn route(&self, x: &Buffer, n: usize, weight: &Matrix, bias: &Vector, out: &mut Routing) -> Done {
+        self.cpu.route(x, n, weight, bias, out)
+    }
+
+    fn moe(&self, x: &Buffer, n: usize, routing: &Routing, experts: &Experts, out: &mut Buffer) -> Done {
+        self.cpu.moe(x, n, routing, experts, out)
+    }
+
+    fn add(&self, x: &mut Buffer, n: usize, y: &Buffer) -> Done {
+        self.cpu.add(x, n, y)
+    }
+
+    fn gather(&self, x: &Buffer, rows: &[usize], out: &mut Buffer) -> Done {
+        self.cpu.gather(x, rows, out)
+    }
+}
+
+fn choose(logits: &[f32], draw: &Draw) -> u32 {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    if draw.temperature <= 0.0 {
+        return logits.iter().position(|logit| *logit == max).unwrap_or(0) as u32;
+    }
+    let weights = || logits.iter().map(|logit| f64::from((logit - max) / draw.temperature).exp());
+    let target = draw.uniform * weights().sum::<f64>();
+    let mut sum = 0.0;
+    let reached = weights().position(|weight| {
+        sum += weight;
+        sum > target
+    });
+    reached.unwrap_or(logits.len() - 1) as u32
+}
