@@ -1,4 +1,4 @@
-//! The HTTP edge: OpenAI's protocol in front of the engine.
+//! The HTTP edge: the protocols of OpenAI, Anthropic and Ollama in front of the engine.
 //!
 //! A request is read (`body`), checked and rendered to token ids (`chat_request`, `completion_request`), handed to the
 //! engine (`generation`), and its tokens are read back into a reply (`chat_choice`, `completion_choice`) that is sent
@@ -7,6 +7,7 @@
 
 mod access;
 mod anthropic;
+mod arguments;
 mod blocking;
 mod body;
 mod chat;
@@ -27,6 +28,7 @@ mod ids;
 mod logprobs;
 mod metrics;
 mod models;
+mod ollama;
 mod pages;
 mod params;
 mod probes;
@@ -51,8 +53,8 @@ mod write_deadline;
 
 pub use access::{BadOrigin, KeyEntry, KeyFile, KeyFileError, KeyLimits, Keyring, Origins};
 pub use error::ApiError;
-pub use router::router;
-pub use serve::{Listening, serve};
+pub use router::{ollama_router, router};
+pub use serve::{Listening, serve, serve_ollama};
 pub use settings::{ApiSettings, ModelInfo};
 pub use state::{ApiState, ReadyFlag};
 pub use status::{
