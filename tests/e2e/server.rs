@@ -33,14 +33,16 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts `tandem serve --port 0` with further arguments and waits until it is ready.
+    /// Starts `tandem serve --port 0` with further arguments and waits until it is ready. It leaves Ollama's port alone
+    /// unless these name one.
     pub fn start(args: &[&str]) -> Self {
         Self::start_trusting(TlsConfig::default(), args)
     }
 
     /// The same, where the server proves its name to a client that trusts so.
     pub fn start_trusting(tls: TlsConfig, args: &[&str]) -> Self {
-        let all = [&["serve", "--port", "0"], args].concat();
+        let ollama = if args.contains(&"--ollama-port") { &[][..] } else { &["--ollama-port", "0"] };
+        let all = [&["serve", "--port", "0"], ollama, args].concat();
         let mut child = tandem(&all).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starting tandem");
         let stderr = child.stderr.take().expect("piped");
         let (sender, log) = channel();
@@ -68,6 +70,12 @@ impl Server {
         }
     }
 
+    /// The same server by another of its addresses.
+    pub fn get_from(&self, url: &str) -> (u16, String) {
+        let mut response = self.agent.get(url).call().expect("an answer");
+        (response.status().as_u16(), response.body_mut().read_to_string().expect("a body"))
+    }
+
     /// Where it listens.
     pub fn url(&self) -> &str {
         &self.url
@@ -92,8 +100,7 @@ impl Server {
 
     /// Status and body of a GET.
     pub fn get(&self, path: &str) -> (u16, String) {
-        let mut response = self.agent.get(format!("{}{path}", self.url)).call().expect("an answer");
-        (response.status().as_u16(), response.body_mut().read_to_string().expect("a body"))
+        self.get_from(&format!("{}{path}", self.url))
     }
 
     /// Status and body of a POST of raw bytes.

@@ -54,6 +54,22 @@ fn chat_answers_and_streams_the_same() {
 }
 
 #[test]
+fn ollamas_port_is_used_where_it_is_free() {
+    // Any port will do, as the real one may be Ollama's. It is free for the moment.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let args = ["--synthetic", "tiny", "--context", "256", "--memory", "3G", "--threads", "1", "--ollama-port", &port];
+    let first = Server::start(&args);
+    let url = format!("http://127.0.0.1:{port}");
+    assert_eq!(first.get_from(&url), (200, "Ollama is running".to_string()));
+    let tags: Value = serde_json::from_str(&first.get_from(&format!("{url}/api/tags")).1).unwrap();
+    assert_eq!(tags["models"][0]["name"], "synthetic-tiny:latest");
+    assert!(tags["models"][0]["size"].as_u64().unwrap() > 1_000_000);
+    // A second server finds the port taken and serves all the same.
+    let second = Server::start(&args);
+    assert_eq!(second.get("/api/tags").0, 200);
+}
+
+#[test]
 fn the_same_bits_alone_in_a_batch_and_from_the_cache() {
     let server = tiny();
     let prompts: Vec<String> = (0..8).map(|seed| words(seed, 90 + 30 * seed)).collect();

@@ -30,7 +30,7 @@ class Server:
 
     def __init__(self, command, log, ready_timeout_s=READY_TIMEOUT_S, **settings):
         self.log = pathlib.Path(log)
-        settings = {"port": "0", **({} if has_demo_model() else {"synthetic": "tiny"}), **settings}
+        settings = {"port": "0", "ollama_port": "0", **({} if has_demo_model() else {"synthetic": "tiny"}), **settings}
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TANDEM_")}
         environment |= {f"TANDEM_{name.upper()}": value for name, value in settings.items()}
         with self.log.open("wb") as out:

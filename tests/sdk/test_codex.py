@@ -29,3 +29,11 @@ wire_api = "responses"
 """)
     # The file's text is in no prompt before the command has really been run.
     assert run("codex", ["exec", *ARGUMENTS], tmp_path, {}).strip() == "The file says: heliotrope."
+
+
+def test_codex_oss_takes_the_server_for_ollama(scripted, tmp_path):
+    server = scripted(*SCRIPT)
+    (tmp_path / "secret.txt").write_text(SECRET + "\n")
+    arguments = ["exec", "--oss", "--local-provider", "ollama", *ARGUMENTS]
+    printed = run("codex", arguments, tmp_path, {"CODEX_OSS_BASE_URL": f"{server.url}/v1"})
+    assert printed.strip() == "The file says: heliotrope."

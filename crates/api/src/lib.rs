@@ -1,12 +1,14 @@
-//! The HTTP edge: OpenAI's protocol in front of the engine.
+//! The HTTP edge: the protocols of OpenAI, Anthropic and Ollama in front of the engine.
 //!
-//! A request is read (`body`), checked and rendered to token ids (`chat_request`, `completion_request`), handed to the
-//! engine (`generation`), and its tokens are read back into a reply (`chat_choice`, `completion_choice`) that is sent
-//! whole or as events (`sse`). Nothing that a client sends is answered with a 5xx, and every wait and
-//! every buffer has a limit in [`ApiSettings`].
+//! A request is read (`body`) and, by its protocol (`chat_request`, `anthropic`, `responses`, `ollama`), turned into a
+//! [`Turn`](turn::Turn), which is checked and rendered to token ids. A [`Reply`](reply::Reply) hands it to the engine
+//! (`generation`) and reads the tokens back (`chat_choice`); the protocol sends that whole or as events (`sse`). Plain
+//! completions (`completions`) go a shorter way of their own. Nothing that a client sends is answered with a 5xx, and
+//! every wait and every buffer has a limit in [`ApiSettings`].
 
 mod access;
 mod anthropic;
+mod arguments;
 mod blocking;
 mod body;
 mod chat;
@@ -27,6 +29,7 @@ mod ids;
 mod logprobs;
 mod metrics;
 mod models;
+mod ollama;
 mod openapi;
 mod pages;
 mod params;
@@ -53,8 +56,8 @@ mod write_deadline;
 
 pub use access::{BadOrigin, KeyEntry, KeyFile, KeyFileError, KeyLimits, Keyring, Origins};
 pub use error::ApiError;
-pub use router::router;
-pub use serve::{Listening, serve};
+pub use router::{ollama_router, router};
+pub use serve::{Listening, serve, serve_ollama};
 pub use settings::{ApiSettings, ModelInfo};
 pub use state::{ApiState, ReadyFlag};
 pub use status::{

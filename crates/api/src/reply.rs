@@ -1,7 +1,7 @@
 //! The assistant's reply to a turn while it is generated, free of any protocol.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::chat_choice::{ChatChoice, Delta, Finish};
 use crate::error::ApiError;
@@ -21,6 +21,18 @@ pub(crate) struct Reply {
     /// What a forced header has begun, by choice.
     begun: Vec<Vec<Delta>>,
     log: RequestLog,
+    arrived: Instant,
+    /// When the first choice left the queue, and when its first token came.
+    started: Option<Instant>,
+    first_token: Option<Instant>,
+}
+
+/// Where the time of a reply has gone so far.
+pub(crate) struct Times {
+    pub total: Duration,
+    pub queue: Duration,
+    pub prefill: Duration,
+    pub decode: Duration,
 }
 
 /// What has happened to a reply.
@@ -57,7 +69,8 @@ impl Reply {
         let (choices, begun) = (0..plan.params.n).map(|_| ChatChoice::new(&plan)).unzip();
         let mut log = RequestLog::new(endpoint, arrived, plan.params.stream);
         log.tally.prompt = plan.prompt.len() as u32;
-        Ok(Self { state: state.clone(), served: served.clone(), plan, generation, choices, begun, log })
+        let (state, served, started, first_token) = (state.clone(), served.clone(), None, None);
+        Ok(Self { state, served, plan, generation, choices, begun, log, arrived, started, first_token })
     }
 
     /// Waits for something new that concerns the client; `None` when all choices have ended.
@@ -78,6 +91,7 @@ impl Reply {
             let finish = choice.finish;
             self.count(index, tokens_from);
             if matches!(update, tandem_engine::Update::Started { .. }) {
+                self.started.get_or_insert_with(Instant::now);
                 return Ok(Some(Progress::Started));
             }
             if finish.is_some() {
@@ -85,6 +99,7 @@ impl Reply {
                 self.finished(index);
             }
             if self.choices[index].generated().len() > tokens_from || finish.is_some() {
+                self.first_token.get_or_insert_with(Instant::now);
                 let deltas = [std::mem::take(&mut self.begun[index]), deltas].concat();
                 return Ok(Some(Progress::Said(Said { index, deltas, tokens_from, logprobs_from, finish })));
             }
@@ -100,6 +115,19 @@ impl Reply {
     /// The tokens counted so far.
     pub(crate) fn tally(&self) -> Tally {
         self.log.tally
+    }
+
+    /// Where the time went.
+    pub(crate) fn times(&self) -> Times {
+        let now = Instant::now();
+        let started = self.started.unwrap_or(now);
+        let first_token = self.first_token.unwrap_or(now);
+        Times {
+            total: now - self.arrived,
+            queue: started - self.arrived,
+            prefill: first_token - started,
+            decode: now - first_token,
+        }
     }
 
     /// The model, by its names.

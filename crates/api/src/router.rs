@@ -5,7 +5,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use tracing::Instrument;
 use tracing::field::Empty;
 
@@ -13,7 +13,7 @@ use crate::error::ApiError;
 use crate::protocol::Protocol;
 use crate::state::ApiState;
 use crate::{
-    access, anthropic, chat, completions, cors, ids, models, openapi, pages, probes, responses, status, tokenize,
+    access, anthropic, chat, completions, cors, ids, models, ollama, openapi, pages, probes, responses, status, tokenize,
 };
 
 pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -28,12 +28,21 @@ pub(crate) struct RequestName(pub String);
 
 /// The routes of the HTTP edge.
 pub fn router(state: ApiState) -> Router {
+    with_root(state, get(pages::chat))
+}
+
+/// The same routes as Ollama's clients expect to find them on its port: at the root they look for its greeting.
+pub fn ollama_router(state: ApiState) -> Router {
+    with_root(state, get(ollama::greeting))
+}
+
+fn with_root(state: ApiState, root: MethodRouter<ApiState>) -> Router {
     let routes = Router::new()
         .route("/v1/chat/completions", post(chat::create))
         .route("/v1/completions", post(completions::create))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
-        .route("/", get(pages::chat))
+        .route("/", root)
         .route("/openapi.json", get(openapi::document))
         .route("/status", get(pages::status))
         .route("/status.json", get(status::report))
@@ -47,6 +56,7 @@ pub fn router(state: ApiState) -> Router {
         .route("/detokenize", post(tokenize::detokenize))
         .merge(anthropic::routes())
         .merge(responses::routes())
+        .merge(ollama::routes())
         .fallback(unknown_route)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn_with_state(state.clone(), access::admit));

@@ -1,5 +1,6 @@
 //! Connections: accepted up to a bound, each with its deadlines, and ended in an orderly way.
 
+use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use tokio::time::{interval, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use crate::error::ApiError;
-use crate::router::router;
+use crate::router::{ollama_router, router};
 use crate::settings::ApiSettings;
 use crate::state::{ApiState, is_true};
 use crate::status;
@@ -58,19 +59,47 @@ pub async fn serve(
     state: ApiState,
     shutdown: impl Future<Output = ()> + Send,
 ) -> io::Result<()> {
-    let Listening { listener, tls } = listening.into();
-    let service = router(state.clone());
+    let served = serve_routes(listening.into(), router(state.clone()), state.clone(), shutdown);
+    tokio::select! {
+        served = served => served,
+        never = sample(&state) => match never {},
+    }
+}
+
+/// Serves connections of a listener at Ollama's port, likewise.
+pub async fn serve_ollama(
+    listener: TcpListener,
+    state: ApiState,
+    shutdown: impl Future<Output = ()> + Send,
+) -> io::Result<()> {
+    serve_routes(listener.into(), ollama_router(state.clone()), state, shutdown).await
+}
+
+/// Takes the figures of the status page for as long as the server is there.
+async fn sample(state: &ApiState) -> Infallible {
+    let mut seconds = interval(Duration::from_secs(1));
+    loop {
+        seconds.tick().await;
+        status::sample(state);
+    }
+}
+
+async fn serve_routes(
+    listening: Listening,
+    service: Router,
+    state: ApiState,
+    shutdown: impl Future<Output = ()> + Send,
+) -> io::Result<()> {
+    let Listening { listener, tls } = listening;
     let (closing, _) = watch::channel(false);
     let mut connections = JoinSet::new();
     let permits = Arc::new(Semaphore::new(state.settings().connections_max.clamp(1, Semaphore::MAX_PERMITS)));
     let mut shutdown = std::pin::pin!(shutdown);
-    let mut seconds = interval(Duration::from_secs(1));
     loop {
         tokio::select! {
             biased;
             () = &mut shutdown => break,
             Some(_) = connections.join_next() => {}
-            _ = seconds.tick() => status::sample(&state),
             (stream, permit) = accept(&listener, &permits) => {
                 let tls = tls.as_ref().map(Tls::acceptor);
                 connections.spawn(connection(stream, tls, permit, service.clone(), state.clone(), closing.subscribe()));

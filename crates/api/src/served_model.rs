@@ -6,6 +6,9 @@ use crate::body;
 use crate::error::ApiError;
 use crate::settings::{ApiSettings, ModelInfo};
 
+/// The tag of a name that has none, to Ollama's clients.
+pub(crate) const DEFAULT_TAG: &str = ":latest";
+
 /// A model and its names.
 pub(crate) struct ServedModel {
     pub info: ModelInfo,
@@ -18,9 +21,10 @@ impl ServedModel {
     pub(crate) fn new(info: ModelInfo, settings: &ApiSettings) -> Self {
         let name = settings.served_model_name.clone().unwrap_or_else(|| info.id.clone());
         let mut names = vec![name];
-        for alias in info.aliases.iter().chain(&settings.model_aliases) {
-            if !names.contains(alias) {
-                names.push(alias.clone());
+        let others = info.aliases.iter().chain(&settings.model_aliases).cloned();
+        for alias in others.chain(family_name(&info.id)) {
+            if !names.contains(&alias) {
+                names.push(alias);
             }
         }
         Self { info, names }
@@ -48,9 +52,10 @@ impl ServedModel {
         }
     }
 
-    /// Checks that `name` is one of the model's.
+    /// Checks that `name` is one of the model's, or one with the tag that Ollama's clients give every name.
     pub(crate) fn check_name(&self, name: &str) -> Result<(), ApiError> {
-        match self.names.iter().any(|known| known == name) {
+        let untagged = name.strip_suffix(DEFAULT_TAG).unwrap_or(name);
+        match self.names.iter().any(|known| known == name || known == untagged) {
             true => Ok(()),
             false => Err(ApiError::model_not_found(name, self.name())),
         }
@@ -60,4 +65,10 @@ impl ServedModel {
     pub(crate) fn fingerprint(&self) -> String {
         format!("tandem-{}-{}", env!("CARGO_PKG_VERSION"), self.info.id)
     }
+}
+
+/// What Ollama's clients call the two models; they ask for them by these names alone.
+fn family_name(id: &str) -> Option<String> {
+    let size = ["20b", "120b"].into_iter().find(|size| id.ends_with(&format!("gpt-oss-{size}")))?;
+    Some(format!("gpt-oss:{size}"))
 }

@@ -98,6 +98,10 @@ pub struct ModelInfo {
     pub vocab: u32,
     /// Positions that one request may occupy, prompt and output together.
     pub context: u32,
+    /// Its parameters, active or not.
+    pub parameters: u64,
+    /// Bytes of its tensors as shipped.
+    pub checkpoint_bytes: u64,
     /// When it was made, or loaded: seconds since 1970.
     pub created: u64,
     /// Something that whoever talks to it should know, such as that it is a demo.

@@ -65,6 +65,11 @@ impl EventSender {
         self.send_bytes(format!("event: {name}\ndata: {data}\n\n").into()).await
     }
 
+    /// Sends one line of JSON.
+    pub(crate) async fn send_line(&self, data: &Value) -> Result<(), Disconnected> {
+        self.send_bytes(format!("{data}\n").into()).await
+    }
+
     async fn send_bytes(&self, bytes: Bytes) -> Result<(), Disconnected> {
         self.0.send(bytes).await.map_err(|_| Disconnected)
     }

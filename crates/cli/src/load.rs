@@ -11,6 +11,7 @@ use tandem_backend::{Backend, DenseFormat, KvFormat, Precision};
 use tandem_backend_cuda::{self as cuda, CudaBackend, CudaOptions, Device as Gpu};
 use tandem_engine::{Engine, EngineSettings};
 use tandem_grammar::Masks;
+use tandem_model::inspect::Report;
 use tandem_model::memory::{MemoryPlan, MemoryRequest, MemoryTable, available_memory, bytes_per_token, plan_memory};
 use tandem_model::{
     Checkpoint, Config, Counted, Formats, LocalWorker, Model, Runner, Synthetic, SyntheticKind, WeightStore,
@@ -48,6 +49,10 @@ pub struct Loaded {
     pub memory: MemoryTable,
     /// Weight bytes that one decoded token reads.
     pub weight_bytes_per_token: u64,
+    /// Parameters, active or not.
+    pub parameters: u64,
+    /// Bytes of the tensors as shipped.
+    pub checkpoint_bytes: u64,
     /// Something whoever talks to the model should know.
     pub notice: Option<&'static str>,
 }
@@ -77,6 +82,7 @@ pub fn load(args: &ModelArgs, progress: Progress) -> Result<Loaded> {
     let place = Place::choose(args)?;
     let plan = plan(config, args, &numbers)?;
     announce_plan(&plan);
+    let report = Report::new(config, &memory_request(args)?);
     let formats = Formats { dense: numbers.dense, kv: numbers.kv };
     // The first request should not pay for reading the vocabulary.
     let tokenizer = std::thread::spawn(tandem_grammar::warm_up);
@@ -99,6 +105,8 @@ pub fn load(args: &ModelArgs, progress: Progress) -> Result<Loaded> {
     let engine = Engine::start(Box::new(worker), plan.capacity, settings)?;
     Ok(Loaded {
         engine,
+        parameters: report.parameters,
+        checkpoint_bytes: report.kinds.iter().map(|line| line.bytes).sum(),
         name: source.name,
         device,
         formats: numbers.to_string(),

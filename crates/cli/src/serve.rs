@@ -12,7 +12,7 @@ use tandem_model::memory::MemoryLine;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tracing::{error, info, warn};
 
 use crate::load::{self, Loaded, Progress};
@@ -43,6 +43,7 @@ async fn serve(args: &ServeArgs) -> Result<()> {
     let url = format!("{}://{address}", if tls.is_some() { "https" } else { "http" });
     warn_if_exposed(address.ip(), settings.keys.is_some(), tls.is_some());
     info!("listening on {url} while the model loads");
+    let ollama = listen_as_ollama(args.ollama_port, address).await;
     follow_files(settings.keys.as_ref(), tls.as_ref());
     let (state, ready) = ApiState::new(settings);
     let (ended, lost) = oneshot::channel();
@@ -64,10 +65,45 @@ async fn serve(args: &ServeArgs) -> Result<()> {
         Some(tls) => Listening::with_tls(listener, tls),
         None => listener.into(),
     };
-    let served = tandem_api::serve(listening, state, shutdown).await;
+    // Both listeners end with the first one's shutdown.
+    let (end, mut ending) = watch::channel(false);
+    let main = async {
+        let served = tandem_api::serve(listening, state.clone(), shutdown_then(shutdown, end)).await;
+        served.context("serving HTTP")
+    };
+    let beside = async {
+        let Some(ollama) = ollama else { return Ok(()) };
+        let ended = async { drop(ending.wait_for(|&ended| ended).await) };
+        tandem_api::serve_ollama(ollama, state.clone(), ended).await.context("serving HTTP at Ollama's port")
+    };
+    let (main, beside) = tokio::join!(main, beside);
     watching.abort();
-    served.context("serving HTTP")?;
+    main.and(beside)?;
     failure.map_or(Ok(()), Err)
+}
+
+/// Waits for `shutdown` and passes it on.
+async fn shutdown_then(shutdown: impl Future<Output = ()>, end: watch::Sender<bool>) {
+    shutdown.await;
+    end.send_replace(true);
+}
+
+/// The port where Ollama's clients look first, if it is to be had: where it is not, Ollama itself may be running.
+async fn listen_as_ollama(port: u16, main: SocketAddr) -> Option<TcpListener> {
+    if port == 0 || port == main.port() {
+        return None;
+    }
+    let at = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    match TcpListener::bind(at).await {
+        Ok(listener) => {
+            info!("listening on http://{at} as well, where Ollama's clients look (--ollama-port 0 turns this off)");
+            Some(listener)
+        }
+        Err(error) => {
+            info!("not listening on {at} for Ollama's clients: {error} (is Ollama running?)");
+            None
+        }
+    }
 }
 
 /// Makes the model available when it is loaded, then watches over the engine. Sends the error that should end it all.
@@ -162,6 +198,7 @@ fn api_settings(args: &ServeArgs) -> Result<ApiSettings> {
         keys: args.api_keys.as_deref().map(Keyring::open).transpose().context("--api-keys")?,
         open_metrics: args.open_metrics,
         cors_origins: Origins::parse(&args.cors_origin).context("--cors-origin")?,
+        effort_max: args.max_effort.into(),
         ..ApiSettings::default()
     })
 }
@@ -173,6 +210,8 @@ fn model_info(loaded: &Loaded) -> ModelInfo {
         aliases: Vec::new(),
         vocab: capacity.vocab,
         context: capacity.context,
+        parameters: loaded.parameters,
+        checkpoint_bytes: loaded.checkpoint_bytes,
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         notice: loaded.notice.map(str::to_owned),
         nodes: vec![this_node(loaded)],

@@ -11,7 +11,7 @@ use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Su
 
 const VARIABLE_PREFIX: &str = "TANDEM_";
 
-/// Serve gpt-oss-20b and gpt-oss-120b, from one machine, to anything that speaks OpenAI's HTTP API.
+/// Serve gpt-oss-20b and gpt-oss-120b, from one machine, to anything that speaks the HTTP API of OpenAI, Anthropic or Ollama.
 #[derive(Debug, Parser)]
 #[command(name = "tandem", version, propagate_version = true, max_term_width = 100)]
 #[command(after_help = "Every setting can also be given as an environment variable (--max-streams is \
@@ -109,6 +109,12 @@ pub struct ServeArgs {
     /// Port to listen on; 0 takes any free one and prints it.
     #[arg(long, default_value_t = 8000, env = "TANDEM_PORT")]
     pub port: u16,
+    /// Port of 127.0.0.1 where Ollama's clients look for a server; listened on as well if it is free. 0 turns it off.
+    #[arg(long, value_name = "PORT", default_value_t = 11434, env = "TANDEM_OLLAMA_PORT")]
+    pub ollama_port: u16,
+    /// The most that the model thinks, whatever a request asks for.
+    #[arg(long, value_enum, default_value = "high", env = "TANDEM_MAX_EFFORT")]
+    pub max_effort: Effort,
     /// Name that clients see (default: the folder's name). Further ones are aliases.
     #[arg(long, value_name = "NAME", env = "TANDEM_SERVED_MODEL_NAME", value_delimiter = ',')]
     pub served_model_name: Vec<String>,
@@ -317,6 +323,16 @@ pub enum Effort {
     Medium,
     /// Long.
     High,
+}
+
+impl From<Effort> for tandem_harmony::Effort {
+    fn from(effort: Effort) -> Self {
+        match effort {
+            Effort::Low => Self::Low,
+            Effort::Medium => Self::Medium,
+            Effort::High => Self::High,
+        }
+    }
 }
 
 impl Cli {

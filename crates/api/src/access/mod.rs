@@ -30,7 +30,8 @@ use allowance::Permit;
 
 /// What needs no key: whether the server works, and what is the same on every server, such as the pages, which ask for
 /// a key themselves.
-const OPEN_PATHS: &[&str] = &["/", "/status", "/health", "/ready", "/openapi.json", "/favicon.ico"];
+const OPEN_PATHS: &[&str] =
+    &["/", "/anthropic", "/anthropic/", "/status", "/health", "/ready", "/openapi.json", "/favicon.ico"];
 /// Likewise, everything below.
 const OPEN_FOLDER: &str = "/assets/";
 

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use tandem_harmony::ToolCall;
 
 use super::request::Thinking;
+use crate::arguments;
 use crate::chat_choice::{ChatChoice, Delta};
 use crate::sealed;
 
@@ -105,13 +106,9 @@ pub(super) fn blocks(choice: &ChatChoice, thinking: Thinking) -> Vec<Value> {
     blocks
 }
 
-/// A call as a block. Its input must be an object: arguments that are none go to the tool under a name that says so.
+/// A call as a block.
 fn tool_use(call: &ToolCall) -> Value {
-    let input = match serde_json::from_str(&call.arguments) {
-        Ok(input @ Value::Object(_)) => input,
-        _ => json!({"invalid_json": call.arguments}),
-    };
-    json!({"type": "tool_use", "id": call.id, "name": call.name, "input": input})
+    json!({"type": "tool_use", "id": call.id, "name": call.name, "input": arguments::object(&call.arguments)})
 }
 
 #[cfg(test)]
@@ -150,12 +147,5 @@ mod tests {
         assert!(!all.iter().any(|event| event.to_string().contains("cret")));
         assert_eq!(sealed::open(all[1]["delta"]["signature"].as_str().unwrap()).as_deref(), Some("secret"));
         assert!(BlockEvents::new(Thinking::Hidden).delta(Delta::Reasoning("x".into())).is_empty());
-    }
-
-    #[test]
-    fn input_is_always_an_object() {
-        let call = |arguments: &str| ToolCall { id: "t".into(), name: "f".into(), arguments: arguments.into() };
-        assert_eq!(tool_use(&call("{\"a\": 1}"))["input"], json!({"a": 1}));
-        assert_eq!(tool_use(&call("[1"))["input"], json!({"invalid_json": "[1"}));
     }
 }

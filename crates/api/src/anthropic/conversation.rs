@@ -7,6 +7,7 @@ use serde_json::Value;
 use tandem_harmony::{Message, Tool, ToolCall};
 
 use crate::body::kind;
+use crate::demands::StrictTools;
 use crate::error::ApiError;
 use crate::sealed;
 
@@ -32,6 +33,7 @@ pub(super) struct ToolFields {
     name: Option<String>,
     description: Option<String>,
     input_schema: Option<Value>,
+    strict: Option<bool>,
 }
 
 /// The system prompt and the messages, each checked; tool results must answer a call before them.
@@ -76,6 +78,12 @@ pub(super) fn tools(fields: Vec<ToolFields>) -> Result<Vec<Tool>, ApiError> {
         tools.push(Tool { name, description: fields.description.unwrap_or_default(), parameters });
     }
     Ok(tools)
+}
+
+/// The tools whose arguments must fit their schemas.
+pub(super) fn strict_tools(fields: &[ToolFields]) -> StrictTools {
+    let strict = fields.iter().enumerate().filter(|(_, tool)| tool.strict == Some(true));
+    strict.filter_map(|(at, tool)| Some((tool.name.clone()?, format!("tools[{at}].input_schema")))).collect()
 }
 
 /// The system prompt without the block that changes from request to request.

@@ -8,7 +8,6 @@ use super::conversation::{self, MessageFields, ToolFields};
 use super::models;
 use crate::body;
 use crate::conversation::{effort, schema};
-use crate::demands::StrictTools;
 use crate::error::ApiError;
 use crate::params::SamplingFields;
 use crate::served_model::ServedModel;
@@ -133,14 +132,15 @@ fn turn(fields: MessagesFields) -> Result<(Turn, Thinking), ApiError> {
         Some(name) => effort("output_config.effort", Some(&name))?,
         None => thought,
     };
+    let tools = fields.tools.unwrap_or_default();
     let turn = Turn {
+        strict: conversation::strict_tools(&tools),
         messages: conversation::messages(fields.system.as_ref(), &fields.messages)?,
-        tools: conversation::tools(fields.tools.unwrap_or_default())?,
+        tools: conversation::tools(tools)?,
         tool_choice: tool_choice(fields.tool_choice)?,
         effort,
         format: output.format.or(fields.output_format).map(format).transpose()?,
         guided: None,
-        strict: StrictTools::new(),
         param: "messages",
     };
     Ok((turn, thinking))

@@ -64,6 +64,8 @@ impl Edge {
             aliases: vec!["openai/gpt-oss-test".into()],
             vocab: capacity.vocab,
             context: capacity.context,
+            parameters: 20_900_000_000,
+            checkpoint_bytes: 13_000_000_000,
             created: 1_700_000_000,
             notice: None,
             nodes: vec![NodeReport {
@@ -171,6 +173,14 @@ impl Answer {
 }
 
 impl Answer {
+    /// The lines of a stream of JSON lines.
+    pub fn lines(&self) -> Vec<Value> {
+        assert_eq!(self.status, 200, "{}", self.text());
+        assert_eq!(self.headers["content-type"], "application/x-ndjson");
+        assert!(self.text().ends_with('\n'), "{}", self.text());
+        self.text().lines().map(|line| serde_json::from_str(line).expect(line)).collect()
+    }
+
     /// The events of a stream that have names, each of which must be the event's `type`. Comments are left out.
     pub fn named_events(&self) -> Vec<Value> {
         assert_eq!(self.status, 200, "{}", self.text());
