@@ -5,6 +5,7 @@ use tandem_backend_cuda::{CompileError, Compiler, SOURCES};
 const TARGETS: [&str; 2] = ["sm_90a", "sm_121a"];
 
 /// `TANDEM_TEST_NVRTC=1` makes a missing compiler a failure: where one is installed nothing may be skipped.
+/// `TANDEM_TEST_CUBINS` names a folder in which what was compiled is left, for a look at the instructions.
 #[test]
 fn compile_for_every_target_without_spills() {
     for arch in TARGETS {
@@ -19,6 +20,10 @@ fn compile_for_every_target_without_spills() {
                 Err(error) => panic!("{error}"),
             };
             let what = format!("{} for {arch}", source.name);
+            if let Some(folder) = std::env::var_os("TANDEM_TEST_CUBINS") {
+                let name = format!("{}.{arch}.cubin", source.name.trim_end_matches(".cu"));
+                std::fs::write(std::path::Path::new(&folder).join(name), &cubin.image).unwrap();
+            }
             assert!(cubin.log.contains("registers"), "{what}: the assembler reported nothing:\n{}", cubin.log);
             let spills =
                 |line: &&str| line.contains("spill") && !line.contains("0 bytes spill stores, 0 bytes spill loads");
