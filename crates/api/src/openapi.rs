@@ -14,10 +14,11 @@ use crate::protocol::Protocol;
 use crate::settings::ApiSettings;
 use crate::state::ApiState;
 
-const FRAGMENTS: [&str; 4] = [
+const FRAGMENTS: [&str; 5] = [
     include_str!("../openapi/openai.json"),
     include_str!("../openapi/responses.json"),
     include_str!("../openapi/anthropic.json"),
+    include_str!("../openapi/ollama.json"),
     include_str!("../openapi/tandem.json"),
 ];
 

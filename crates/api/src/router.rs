@@ -13,7 +13,8 @@ use crate::error::ApiError;
 use crate::protocol::Protocol;
 use crate::state::ApiState;
 use crate::{
-    access, anthropic, chat, completions, cors, ids, models, ollama, openapi, pages, probes, responses, status, tokenize,
+    access, anthropic, chat, completions, cors, ids, models, ollama, openapi, pages, probes, responses, status,
+    tokenize,
 };
 
 pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
