@@ -1,7 +1,7 @@
 //! The HTTP edge: the protocols of OpenAI, Anthropic and Ollama in front of the engine.
 //!
 //! A request is read (`body`) and, by its protocol (`chat_request`, `anthropic`, `responses`, `ollama`), turned into a
-//! [`Turn`](turn::Turn), which is checked and rendered to token ids. A [`Reply`](reply::Reply) hands it to the engine
+//! `Turn`, which is checked and rendered to token ids. A `Reply` hands it to the engine
 //! (`generation`) and reads the tokens back (`chat_choice`); the protocol sends that whole or as events (`sse`). Plain
 //! completions (`completions`) go a shorter way of their own. Nothing that a client sends is answered with a 5xx, and
 //! every wait and every buffer has a limit in [`ApiSettings`].
