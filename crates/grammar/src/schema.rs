@@ -2,6 +2,8 @@
 //!
 //! Nothing is ignored in silence: a keyword that restricts values is either honoured or refused with its place.
 
+use std::time::{Duration, Instant};
+
 use llguidance::Matcher;
 use serde_json::{Map, Value};
 
@@ -32,6 +34,8 @@ const ANNOTATIONS: [&str; 19] = [
 
 /// Schemas compiled, at most, in search of the one at fault.
 const SEARCH_MAX: usize = 100;
+/// How long that search may take. A costly schema is refused all the same, only less precisely.
+const SEARCH_TIME: Duration = Duration::from_secs(5);
 /// A number beyond this may not be what it seems once it is a double.
 const EXACT_INTEGER_MAX: u64 = 1 << 53;
 
@@ -235,11 +239,12 @@ fn exact(value: &Value, path: &str) -> Result<Value, ContentError> {
 fn locate(root: &Value, error: ContentError) -> ContentError {
     let definitions = ["$defs", "definitions"].map(|name| (name, root.get(name)));
     let mut left = SEARCH_MAX;
+    let started = Instant::now();
     let mut path = String::new();
     let mut schema = root.clone();
     'deeper: loop {
         for (step, inner) in inner_schemas(&schema) {
-            if left == 0 {
+            if left == 0 || started.elapsed() > SEARCH_TIME {
                 break 'deeper;
             }
             left -= 1;
