@@ -30,58 +30,55 @@ def _with_tools(rng, held=False):
     return tools.with_tools(rng, rng.choice(_PLAIN), held)
 
 
+# Shares of conversations, not of tokens.
 MIXTURE = [
-    (tools.one_call, 15), (tools.known_call, 7), (tools.several_calls, 5), (tools.no_call, 3), (tools.after_history, 3), (_with_tools, 3.5), (tools.list_tools, 0.7),
-    (structured.structured, 9), (structured.free_json, 1.5),
-    (letters.count_letters, 7), (letters.count_one_letter, 2), (letters.spell, 2.5), (letters.reverse_word, 2.5), (letters.first_letters, 1), (letters.drill, 4),
-    (numbers.arithmetic, 10), (numbers.drill, 2.5), (numbers.word_problem, 1.5), (numbers.sort_numbers, 2.5), (numbers.sort_words, 1.5), (numbers.reverse_list, 1.2),
-    (numbers.extreme, 1), (numbers.days, 2), (numbers.units, 1.5), (numbers.counting, 1),
-    (memory.remember, 4), (memory.told_now, 1), (memory.needle, 2), (memory.repeat, 4), (memory.convert, 2.5), (memory.values_to_json, 2), (memory.names_to_code, 1.5),
-    (chat.small_talk, 3), (chat.about, 3), (chat.capital, 1), (chat.unknown, 2), (chat.story, 2), (chat.one_word, 1.2), (chat.plain_fact, 0.5), (chat.styled, 2.5),
-    (chat.foreign, 1), (_chained, 4),
+    (tools.one_call, 21), (tools.known_call, 5), (tools.several_calls, 5), (tools.no_call, 4), (tools.after_history, 5), (_with_tools, 3), (tools.list_tools, 0.5),
+    (structured.structured, 12), (structured.free_json, 1.5),
+    (letters.count_letters, 9), (letters.count_one_letter, 1.5), (letters.spell, 1.5), (letters.reverse_word, 4), (letters.first_letters, 0.7), (letters.drill, 8),
+    (letters.count_drill, 3),
+    (numbers.arithmetic, 8), (numbers.drill, 2), (numbers.word_problem, 1.5), (numbers.sort_numbers, 3.5), (numbers.sort_words, 1.5), (numbers.reverse_list, 1),
+    (numbers.extreme, 0.8), (numbers.days, 1.3), (numbers.units, 1), (numbers.counting, 0.8),
+    (memory.remember, 3), (memory.told_now, 0.8), (memory.needle, 2.5), (memory.repeat, 5), (memory.convert, 4), (memory.values_to_json, 4), (memory.names_to_code, 5),
+    (memory.copy_list, 4), (memory.look_up, 3),
+    (chat.small_talk, 2.5), (chat.about, 2.2), (chat.capital, 0.7), (chat.unknown, 1.5), (chat.story, 1.5), (chat.one_word, 1), (chat.plain_fact, 0.4), (chat.styled, 3),
+    (chat.foreign, 0.7), (_chained, 4),
 ]
-# Times by which the second stage raises a task's share.
-FOCUS = {"one_call": 1.6, "after_history": 1.8, "several_calls": 1.3, "structured": 1.4, "count_letters": 1.8, "drill": 1.5, "spell": 1.3, "reverse_word": 1.5,
-         "sort_numbers": 1.5, "repeat": 1.6, "values_to_json": 1.3, "names_to_code": 1.6, "no_call": 1.3, "styled": 1.3,
-         "known_call": 0.6, "small_talk": 0.7, "about": 0.7, "remember": 0.7, "units": 0.5, "arithmetic": 0.8}
 _TASKS, _CHANCES = zip(*MIXTURE)
-_FOCUSED = [share * FOCUS.get(task.__name__, 1.0) for task, share in MIXTURE]
-USER_WEIGHT = 0.04
 
 
-def draw(rng, focus=False):
+def draw(rng):
     """One conversation of the training mixture."""
-    return rng.choices(_TASKS, _FOCUSED if focus else _CHANCES)[0](rng)[0]
+    return rng.choices(_TASKS, _CHANCES)[0](rng)[0]
 
 
-def used_tokens(encoding, seed, count, at_least=8):
-    """Token ids that occur often in a sample of the mixture: rows worth training. Conversations that need others are not used."""
+def used_tokens(encoding, seed, count):
+    """How many conversations of a sample, half of them of the held-out side, hold each token id."""
     rng, seen = random.Random(f"rows-{seed}"), collections.Counter()
-    for _ in range(count):
-        seen.update(set(harmony.Renderer(encoding).conversation(draw(rng))[0]))
-    return {token for token, times in seen.items() if times >= at_least}
+    for i in range(count):
+        conversation = rng.choices(_TASKS, _CHANCES)[0](rng, i % 2 == 0)[0]
+        seen.update(set(harmony.Renderer(encoding).conversation(conversation)[0]))
+    return seen
 
 
-def documents(encoding, rows, rng, focus=False):
+def documents(encoding, rows, rng):
     """Endless (rows, weights) of conversations short enough for one row and free of unknown targets."""
     while True:
-        ids, weights = harmony.Renderer(encoding, user_weight=USER_WEIGHT).conversation(draw(rng, focus))
+        ids, weights = harmony.Renderer(encoding, user_weight=0.0).conversation(draw(rng))
         if len(ids) >= LENGTH:
             continue
         mapped = rows.of_token[ids]
         weights = np.asarray(weights, dtype=np.float32)
-        if ((mapped == rows.zero) & (weights >= 0.5)).any():
+        if ((mapped == rows.zero) & (weights > 0)).any():
             continue
-        weights[mapped == rows.zero] = 0
         yield mapped, weights
 
 
-def make_shard(encoding, rows, seed, index, focus=False):
+def make_shard(encoding, rows, seed, index):
     rng = random.Random(f"{seed}-{index}")
     out_rows = np.full((SHARD_ROWS, LENGTH), rows.zero, dtype=np.uint16)
     out_weights = np.zeros((SHARD_ROWS, LENGTH), dtype=np.uint8)
     out_documents = np.full((SHARD_ROWS, LENGTH), 255, dtype=np.uint8)
-    filled, count, done, source = np.zeros(SHARD_ROWS, int), np.zeros(SHARD_ROWS, int), set(), documents(encoding, rows, rng, focus)
+    filled, count, done, source = np.zeros(SHARD_ROWS, int), np.zeros(SHARD_ROWS, int), set(), documents(encoding, rows, rng)
     window = list(range(OPEN_BINS))
     following = OPEN_BINS
     while window:
@@ -105,24 +102,36 @@ def make_shard(encoding, rows, seed, index, focus=False):
     return out_rows, out_weights, out_documents
 
 
-def _write_shards(folder, vocabulary_path, seed, worker, workers, shards, focus):
+def _write_shards(folder, vocabulary_path, seed, indices):
     encoding, rows = vocabulary.load(vocabulary_path), vocabulary.load_rows()
     letters.set_lexicon(encoding, rows)
-    for index in range(worker, shards, workers):
-        made = make_shard(encoding, rows, seed, index, focus)
+    for index in indices:
+        _wait_for_turn(folder, index)
+        made = make_shard(encoding, rows, seed, index)
         temporary = os.path.join(folder, f".{index}.npz")
         np.savez(temporary, rows=made[0], weights=made[1], documents=made[2])
         os.rename(temporary, os.path.join(folder, f"{index}.npz"))
 
 
-class ShardWriters:
-    """Processes that write shards 0..shards-1 to a folder in order."""
+# Shards of 2 MB that may lie there unread.
+AHEAD = 1024
 
-    def __init__(self, folder, vocabulary_path, seed, shards, workers=None, focus=False):
+
+def _wait_for_turn(folder, index):
+    """Until the oldest shard not yet read is less than AHEAD behind."""
+    while (waiting := [int(name[:-4]) for name in os.listdir(folder) if name[0] != "."]) and index >= min(waiting) + AHEAD:
+        time.sleep(0.1)
+
+
+class ShardWriters:
+    """Processes that write the shards `first`, `first + stride`, … below `shards` to a folder in order."""
+
+    def __init__(self, folder, vocabulary_path, seed, shards, workers=None, first=0, stride=1):
         os.makedirs(folder, exist_ok=True)
-        self.folder, workers = folder, workers or max(1, (os.cpu_count() or 2) - 1)
+        self.folder, workers = folder, workers or max(1, (os.cpu_count() or 2) // (2 * stride))
         context = multiprocessing.get_context("spawn")
-        self.processes = [context.Process(target=_write_shards, args=(folder, vocabulary_path, seed, w, workers, shards, focus), daemon=True) for w in range(workers)]
+        indices = range(first, shards, stride)
+        self.processes = [context.Process(target=_write_shards, args=(folder, vocabulary_path, seed, indices[w::workers]), daemon=True) for w in range(workers)]
         for process in self.processes:
             process.start()
 
@@ -149,12 +158,15 @@ def main():
     p = argparse.ArgumentParser(description="Chooses the rows of the vocabulary matrices that are trained, and writes trained_rows.json.")
     p.add_argument("--vocabulary", default=os.environ.get("TANDEM_O200K"))
     p.add_argument("--seed", type=int, default=1)
-    p.add_argument("--count", type=int, default=70_000, help="conversations in the sample")
+    p.add_argument("--count", type=int, default=600_000, help="conversations in the sample")
+    p.add_argument("--rows", type=int, default=21_000, help="rows in all; the file grows by about 260 bytes for each")
     a = p.parse_args()
     encoding = vocabulary.load(a.vocabulary)
     rows = vocabulary.base_rows(encoding)
     letters.set_lexicon(encoding, vocabulary.Rows(rows))
-    rows |= used_tokens(encoding, a.seed, a.count)
+    for token, _ in used_tokens(encoding, a.seed, a.count).most_common():
+        if len(rows) < a.rows:
+            rows.add(token)
     vocabulary.save_rows(rows)
     print(f"{len(rows)} rows")
 

@@ -28,11 +28,13 @@ def continue_all(decoder, prompts, size, temperature=0.0, new_tokens=300):
     return made
 
 
-def run(model, vocabulary_path, device, count, sampled, size=256, show=3):
+def run(model, vocabulary_path, device, count, sampled, size=256, show=3, tasks=None):
     encoding, rows = vocabulary.load(vocabulary_path), vocabulary.load_rows()
     letters.set_lexicon(encoding, rows)
     decoder, figures = Decoder(model, rows, device, torch.bfloat16 if device == "cuda" else torch.float32), {}
     for task, _, target in scoring.TASKS:
+        if tasks and task not in tasks:
+            continue
         begun, items = time.time(), scoring.examples(task, count)
         prompts = [harmony.prompt_ids(encoding, c) for c, _ in items]
         right, wrong = 0, []
@@ -46,6 +48,8 @@ def run(model, vocabulary_path, device, count, sampled, size=256, show=3):
         print(f"{task}: {figures[task]:.3f}" + (f" (target {target})" if target else "") + f"  {time.time() - begun:.1f} s", flush=True)
         for case in wrong[:show]:
             print("   WRONG", json.dumps(case, ensure_ascii=False), flush=True)
+    if not sampled:
+        return figures
     conversations = scoring.well_formedness_prompts(sampled)
     prompts = [harmony.prompt_ids(encoding, c) for c in conversations]
     formed, bad = 0, []
@@ -70,8 +74,9 @@ if __name__ == "__main__":
     p.add_argument("--sampled", type=int, default=2000)
     p.add_argument("--size", type=int, default=256)
     p.add_argument("--show", type=int, default=3)
+    p.add_argument("--tasks", help="only these, comma separated")
     p.add_argument("--out")
     args = p.parse_args()
-    measured = run(load_model(args.run, args.device), args.vocabulary, args.device, args.count, args.sampled, args.size, args.show)
+    measured = run(load_model(args.run, args.device), args.vocabulary, args.device, args.count, args.sampled, args.size, args.show, args.tasks and args.tasks.split(","))
     if args.out:
         json.dump(measured, open(args.out, "w"), indent=1)

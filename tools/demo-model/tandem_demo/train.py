@@ -1,4 +1,8 @@
-"""Trains the model. Muon for the matrices inside the layers, AdamW for everything else."""
+"""Trains the model. Muon for the matrices inside the layers, AdamW for everything else.
+
+One process a card; `torchrun --nproc-per-node N -m tandem_demo.train …` uses N cards, each with its own share of the text, the
+gradients summed. Without torchrun there is one process and no exchange.
+"""
 import time
 
 BEGUN = time.time()  # before the slow imports: --max-seconds counts them
@@ -9,9 +13,11 @@ import math
 import os
 import shutil
 import tempfile
+import zlib
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
 from . import data, vocabulary
@@ -54,14 +60,25 @@ class Muon(torch.optim.Optimizer):
 
 
 def loss_of(model, ids, targets, target_weights, attend, untrained, dtype):
-    """Mean cross-entropy over weighted targets, against all 201,088 ids: those never trained add exp(0) each."""
+    """Mean cross-entropy over weighted targets, against all 201,088 ids: those never trained add exp(0) each.
+
+    Logits are computed only where there is a target; of more than LIVE of the positions the last lose theirs.
+    """
     weights = model.effective()
     hidden, balance = model(ids, attend, dtype, weights)
-    logits = model.logits(hidden, weights).float()
+    count = int(target_weights.numel() * LIVE)
+    live = torch.argsort((target_weights.flatten() == 0).to(torch.uint8), stable=True)[:count]
+    targets, target_weights = targets.flatten()[live], target_weights.flatten()[live]
+    picked_hidden = hidden.float().flatten(0, 1)[live].to(dtype)  # in float32, since the way back adds, which BF16 does slowly
+    logits = model.logits(picked_hidden, weights).float()
     lse = torch.logaddexp(torch.logsumexp(logits, -1), torch.tensor(math.log(untrained), device=logits.device))
     picked = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
     loss = ((lse - picked) * target_weights).sum() / target_weights.sum().clamp_min(1)
     return loss, balance
+
+
+# Part of the positions for which there is room among the targets.
+LIVE = 0.5
 
 
 def arrange(arrays, device):
@@ -79,15 +96,14 @@ def parse(argv=None):
     p.add_argument("--resume", help="folder of an earlier run to go on from")
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--steps", type=int, default=8000)
-    p.add_argument("--batch", type=int, default=32, help="rows of 2048 tokens in a step")
-    p.add_argument("--max-seconds", type=float, default=1e9, help="the learning rate reaches its end by this time at the latest")
+    p.add_argument("--batch", type=int, default=32, help="rows of 2048 tokens in a step, on all cards together")
+    p.add_argument("--max-seconds", type=float, default=1e9, help="from the start of the program; the learning rate reaches its end by then at the latest")
     p.add_argument("--lr", type=float, default=0.02, help="of Muon")
     p.add_argument("--lr-embedding", type=float, default=1.2e-3)
     p.add_argument("--lr-rest", type=float, default=1.5e-3)
     p.add_argument("--beta2-embedding", type=float, default=0.999, help="rare rows need a long memory: with a short one, noise between two occurrences becomes full steps")
     p.add_argument("--beta2-rest", type=float, default=0.99)
-    p.add_argument("--focus", action="store_true", help="the second stage's mixture: more of what a first stage learns last")
-    p.add_argument("--save-at", type=float, default=0.6, help="part of the run after which the weights are saved once before the end")
+    p.add_argument("--save-at", type=float, default=0.6, help="part of the run after which the weights are saved once before the end, to OUT-early")
     p.add_argument("--cooldown", type=float, default=0.9, help="last part of the run over which the rates fall linearly")
     p.add_argument("--warmup", type=int, default=100)
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -104,90 +120,165 @@ def build_optimizers(model, args):
     return [Muon(matrices, args.lr, decay=0.01), adam]
 
 
+class Cards:
+    """The processes that train together; alone, all of it does nothing."""
+
+    def __init__(self, device):
+        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.device = f"cuda:{self.rank}" if device == "cuda" else device
+        if device == "cuda":
+            torch.cuda.set_device(self.rank)
+        if self.world > 1:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+
+    def sum_gradients(self, parameters):
+        if self.world > 1:
+            for work in [dist.all_reduce(p.grad, async_op=True) for p in parameters]:
+                work.wait()
+
+    def same(self, value):
+        """The value that the first process has, a float on the host: clocks differ, and rates must not."""
+        if self.world == 1:
+            return value
+        shared = torch.tensor([value], dtype=torch.float64)
+        dist.broadcast(shared, 0)
+        return shared.item()
+
+    def align(self, parameters):
+        """Undoes what rounding in another order may have added up to."""
+        if self.world > 1:
+            for p in parameters:
+                dist.broadcast(p.data, 0)
+
+
+class Batches:
+    """Batches of this process out of the shards its writers make: (ids, targets, weights, documents) on the device."""
+
+    def __init__(self, args, cards):
+        self.size, self.device = args.batch // cards.world, cards.device
+        self.folder = tempfile.mkdtemp(prefix="tandem-shards-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
+        shards = math.ceil(args.steps * args.batch / data.SHARD_ROWS) + 2 * cards.world
+        self.writers = data.ShardWriters(self.folder, args.vocabulary, args.seed, shards, first=cards.rank, stride=cards.world)
+        self.shard, self.at, self.index, self.stride, self.waited = None, 0, cards.rank, cards.world, 0.0
+
+    def next(self):
+        if self.shard is None or self.at >= data.SHARD_ROWS:
+            before = time.time()
+            self.shard, self.at = arrange(self.writers.take(self.index), self.device), 0
+            self.index += self.stride
+            self.waited += time.time() - before
+        self.at += self.size
+        return [t[self.at - self.size:self.at] for t in self.shard]
+
+    def stop(self):
+        self.writers.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+# Steps between two looks at the clock, and between two alignments of the processes.
+CLOCK_STEPS, ALIGN_STEPS = 10, 500
+
+
 def train(args):
+    cards = Cards(args.device)
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")
-    rows = vocabulary.load_rows()
-    model = Tandem(Shape(**json.loads(args.shape)), len(rows.ids)).to(args.device)
-    if args.resume:
-        load_weights(model, args.resume)
-    optimizers = build_optimizers(model, args)
-    starts = [[g["lr"] for g in o.param_groups] for o in optimizers]
-    cuda = args.device == "cuda"
-    dtype = torch.bfloat16 if cuda else torch.float32
-    folder = tempfile.mkdtemp(prefix="tandem-shards-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
-    writers = data.ShardWriters(folder, args.vocabulary, args.seed, math.ceil(args.steps * args.batch / data.SHARD_ROWS) + 1, focus=args.focus)
-    flex = FlexAttend(model.shape, data.LENGTH, args.device) if cuda else None
-
-    def forward(ids, targets, weights, masks, documents):
-        attend = flex.bind(masks) if cuda else dense_attend(model.shape, documents)
-        return loss_of(model, ids, targets, weights, attend, rows.untrained, dtype)
-    if cuda:
-        forward = torch.compile(forward)
-    clock, shard, at, waited, log, step, index, saved = None, None, 0, 0.0, [], 0, 0, False
-    begun, seconds = time.time(), args.max_seconds - (time.time() - BEGUN)
+    batches = Batches(args, cards)
     try:
-        while step < args.steps:
-            if shard is None or at >= data.SHARD_ROWS:
-                before = time.time()
-                shard, at, index = arrange(writers.take(index), args.device), 0, index + 1
-                waited += time.time() - before
-            batch = [t[at:at + args.batch] for t in shard]
-            at += args.batch
-            ids, targets, weights, documents = batch
-            elapsed = time.time() - begun
-            progress = max(step / args.steps, elapsed / seconds)
-            if progress >= 1:
-                break
-            factor = min(1.0, (step + 1) / args.warmup, (1 - progress) / args.cooldown)
-            for optimizer, rates in zip(optimizers, starts):
-                for group, rate in zip(optimizer.param_groups, rates):
-                    group["lr"] = rate * factor
-            masks = flex.masks(documents) if cuda else None
-            loss, balance = forward(ids, targets, weights, masks, documents)
-            (loss + 0.01 * balance).backward()
-            torch.nn.utils.clip_grad_norm_([p for g in optimizers[1].param_groups for p in g["params"]], 1.0)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            step += 1
-            if not saved and progress >= args.save_at:
-                saved = True
-                save(model, args.out, log)
-            if step == 10:
-                clock = (time.time(), step)
-            if step % 100 == 0 or step in (1, 2, 5, 10, 20, 50):
-                value = loss.item()
-                rate = (step - clock[1]) * args.batch * data.LENGTH / (time.time() - clock[0]) if clock and step > clock[1] else 0
-                line = {"step": step, "loss": round(value, 4), "balance": round(balance.item(), 3), "seconds": round(time.time() - begun, 1),
-                        "tokens_per_s": round(rate), "waited_s": round(waited, 1)}
-                log.append(line)
-                print(json.dumps(line), flush=True)
+        model, log = run(args, cards, batches)
     finally:
-        writers.stop()
-        shutil.rmtree(folder, ignore_errors=True)
-    save(model, args.out, log)
-    print(f"saved to {args.out} after {time.time() - BEGUN:.1f} s", flush=True)
+        batches.stop()
+    if cards.rank == 0:
+        save(model, args.out, log)
+        print(f"saved to {args.out} after {time.time() - BEGUN:.1f} s", flush=True)
     return model
 
 
-PARTS = 4
+def run(args, cards, batches):
+    rows = vocabulary.load_rows()
+    model = Tandem(Shape(**json.loads(args.shape)), len(rows.ids)).to(cards.device)
+    if args.resume:
+        load_weights(model, args.resume)
+    parameters = list(model.parameters())
+    optimizers = build_optimizers(model, args)
+    starts = [[g["lr"] for g in o.param_groups] for o in optimizers]
+    compute = step_function(model, rows, args)
+
+    def gradients():
+        loss, balance = compute(*batches.next())
+        ((loss + 0.01 * balance) / cards.world).backward()
+        cards.sum_gradients(parameters)
+        return loss, balance
+    for _ in range(2):
+        gradients()  # compiles; these gradients are not used, and the clock starts after them
+        model.zero_grad(set_to_none=True)
+    begun, log, step, saved, progress = time.time(), [], 0, False, 0.0
+    seconds = args.max_seconds - (begun - BEGUN)
+    while step < args.steps:
+        if step % CLOCK_STEPS == 0:
+            progress = cards.same(max(step / args.steps, (time.time() - begun) / seconds))
+        if progress >= 1:
+            break
+        factor = min(1.0, (step + 1) / args.warmup, (1 - progress) / args.cooldown)
+        for optimizer, rates in zip(optimizers, starts):
+            for group, rate in zip(optimizer.param_groups, rates):
+                group["lr"] = rate * factor
+        loss, balance = gradients()
+        torch.nn.utils.clip_grad_norm_([p for g in optimizers[1].param_groups for p in g["params"]], 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        step += 1
+        if step % ALIGN_STEPS == 0:
+            cards.align(parameters)
+        if not saved and progress >= args.save_at:
+            saved = True
+            if cards.rank == 0:
+                save(model, args.out + "-early", log)
+        if cards.rank == 0 and (step % 250 == 0 or step in (1, 2, 5, 10, 20, 50, 100)):
+            taken = time.time() - begun
+            log.append({"step": step, "loss": round(loss.item(), 4), "balance": round(balance.item(), 3), "seconds": round(taken, 1),
+                        "tokens_per_s": round(step * args.batch * data.LENGTH / taken), "waited_s": round(batches.waited, 1)})
+            print(json.dumps(log[-1]), flush=True)
+    print(f"process {cards.rank}: {step} steps, {step * args.batch * data.LENGTH} tokens on all cards", flush=True)
+    return model, log
+
+
+def step_function(model, rows, args):
+    """ids, targets, weights and documents of a batch -> (loss, balance); compiled on a GPU."""
+    if args.device != "cuda":
+        return lambda ids, targets, weights, documents: loss_of(model, ids, targets, weights, dense_attend(model.shape, documents), rows.untrained, torch.float32)
+    flex = FlexAttend(model.shape, data.LENGTH, f"cuda:{torch.cuda.current_device()}")
+    forward = torch.compile(lambda ids, targets, weights, masks: loss_of(model, ids, targets, weights, flex.bind(masks), rows.untrained, torch.bfloat16))
+    return lambda ids, targets, weights, documents: forward(ids, targets, weights, flex.masks(documents))
 
 
 def save(model, folder, log=()):
-    """The rounded weights (exact in BF16) in parts of bounded size, the shape, and the log. A resumed run starts from them."""
+    """The rounded weights (exact in BF16), compressed, the shape, and the log. A resumed run starts from them."""
     os.makedirs(folder, exist_ok=True)
     with torch.no_grad():
         state = {n: p.detach().to(torch.bfloat16).cpu().view(torch.int16).numpy() for n, p in model.effective().items()}
     flat = np.concatenate([a.ravel() for a in state.values()])
     for i, part in enumerate(np.array_split(flat, PARTS)):
-        part.tofile(os.path.join(folder, f"weights.{i}.bin"))
-    json.dump({"shape": model.shape.as_dict(), "rows": model.rows, "shapes": {n: list(a.shape) for n, a in state.items()}, "log": list(log)},
-              open(os.path.join(folder, "training.json"), "w"))
+        write_whole(os.path.join(folder, f"weights.{i}.z"), zlib.compress(part.tobytes(), 6))
+    about = {"shape": model.shape.as_dict(), "rows": model.rows, "shapes": {n: list(a.shape) for n, a in state.items()}, "log": list(log)}
+    write_whole(os.path.join(folder, "training.json"), json.dumps(about).encode())
+
+
+# Files of bounded size.
+PARTS = 2
+
+
+def write_whole(path, content):
+    """A file is there complete or not at all."""
+    with open(path + ".part", "wb") as file:
+        file.write(content)
+    os.replace(path + ".part", path)
 
 
 def load_weights(model, folder):
-    flat = torch.from_numpy(np.concatenate([np.fromfile(os.path.join(folder, f"weights.{i}.bin"), dtype=np.int16) for i in range(PARTS)])).view(torch.bfloat16)
+    read = lambda i: zlib.decompress(open(os.path.join(folder, f"weights.{i}.z"), "rb").read())
+    flat = torch.from_numpy(np.frombuffer(b"".join(read(i) for i in range(PARTS)), dtype=np.int16).copy()).view(torch.bfloat16)
     at = 0
     with torch.no_grad():
         for _, p in model.named_parameters():

@@ -36,13 +36,14 @@ def load(path=None):
     return tiktoken.Encoding("o200k_harmony", pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens=specials)
 
 
-def base_rows(encoding, limit=11000):
-    """Rows trained whatever the generators say: single bytes, ASCII tokens of low rank, all numbers of up to three digits."""
+def base_rows(encoding, letters_below=11000, signs_below=1500):
+    """Rows trained whatever the generators say: single bytes, English-looking letter runs and signs of low rank, numbers of up to three digits."""
     rows = set(SPECIALS)
     for token in range(199998):
         raw = encoding.decode_single_token_bytes(token)
-        ascii_text = all(9 <= byte < 127 for byte in raw)
-        if len(raw) == 1 or (token < limit and ascii_text and b"\r" not in raw) or re.fullmatch(rb"[0-9]{1,3}", raw):
+        letters = token < letters_below and re.fullmatch(rb" ?[A-Za-z]+", raw)
+        signs = token < signs_below and all(9 <= byte < 127 for byte in raw) and b"\r" not in raw
+        if len(raw) == 1 or letters or signs or re.fullmatch(rb"[0-9]{1,3}", raw):
             rows.add(token)
     return rows
 

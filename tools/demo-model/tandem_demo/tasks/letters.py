@@ -1,26 +1,58 @@
-"""Spelling, letter counting, reversing."""
+"""Spelling, letter counting, reversing.
+
+A model sees tokens, not letters. Its working therefore names the tokens of the word one by one, exactly as the question holds them,
+and spells each: a copy and a look-up at every step, and numbers that run on over the pieces.
+"""
 import re
 
 from .. import words
 from .common import answer, conversation, draw_effort, held_out, think, user
 
-_LEXICON = []
+_COMMON_RANK = 11000
+_ENCODING, _COMMON, _EVERY = [], [], []
 
 
 def set_lexicon(encoding, rows):
-    """English-looking words of the trained rows (single tokens), drawn for spelling; called once by the data pipeline."""
-    _LEXICON.clear()
+    """Reads from the trained rows what there is to spell; called once by the data pipeline."""
+    _ENCODING[:] = [encoding]
+    _COMMON.clear()
+    _EVERY.clear()
     for token in rows.ids:
         if token >= 199998:
             continue
         raw = encoding.decode_single_token_bytes(int(token))
-        if re.fullmatch(rb" ?[A-Za-z]{3,12}", raw):
-            _LEXICON.append(raw.decode())
+        if re.fullmatch(rb" ?[A-Za-z]+", raw):
+            _EVERY.append(raw.decode())
+            if token < _COMMON_RANK and 3 <= len(raw.strip()) <= 12:
+                _COMMON.append(raw.decode())
 
 
 def any_piece(rng):
-    """A letter run that is one token, with or without its leading space."""
-    return rng.choice(_LEXICON)
+    """A letter run that is one common token, with or without its leading space."""
+    return rng.choice(_COMMON)
+
+
+def every_piece(rng):
+    """The same from all trained tokens, single letters and rare ones as well."""
+    return rng.choice(_EVERY)
+
+
+def pieces(word, spaced=True):
+    """The tokens of a word as texts, after a space (which the first then holds) or after a quotation mark."""
+    encoding = _ENCODING[0]
+    return [encoding.decode([token]) for token in encoding.encode_ordinary(" " + word if spaced else word)]
+
+
+def by_pieces(word, spaced=True, mark=lambda letter, at: f"{letter}{at}"):
+    """A line for each token of the word: the token, then its letters, each as `mark` writes it."""
+    lines, at = [], 0
+    for piece in pieces(word, spaced):
+        letters = []
+        for letter in piece.strip():
+            at += 1
+            letters.append(mark(letter, at))
+        lines.append(f"{piece}: {' '.join(letters)}")
+    return "By pieces:\n" + "\n".join(lines)
 
 
 def _draw_word(rng):
@@ -54,17 +86,17 @@ def spelled(word, join=" "):
 
 def count_letters(rng, held=False, effort=None):
     word, effort = draw_word(rng, held, 12 if held else 15), effort or draw_effort(rng)
-    quote = rng.choice(["{}", "{}", '"{}"', "'{}'", "**{}**", "`{}`"]).format(word)
+    quote = rng.choice(["{}", "{}", '"{}"', "'{}'", "**{}**", "`{}`"])
+    shown = quote.format(word)
     question = rng.choice([
         "How many letters are in the word {}?", "How many letters are in {}?", "How many letters does {} have?",
         "how many letters in {}", "Count the letters in {}.", "How many characters are in the word {}?",
         "Count the letters of the word {}, please.", "What is the number of letters in {}?", "Tell me how long the word {} is.",
-    ]).format(quote)
-    core = f"Spell {word}: {numbered(word)}. So {len(word)}."
-    reply = rng.choice([f"The word {word} has {len(word)} letters.", f"There are {len(word)} letters in {word}.",
-                        f"{word} has {len(word)} letters."])
-    if len(word) == 1:
-        reply = reply.replace("letters", "letter")
+    ]).format(shown)
+    count = f"{len(word)} letter" + ("" if len(word) == 1 else "s")
+    core = f"{by_pieces(word, quote == '{}')}\nSo {len(word)}."
+    # The word in the answer has the quotation marks of the question, and so its tokens.
+    reply = rng.choice([f"The word {shown} has {count}.", f"There {'is' if len(word) == 1 else 'are'} {count} in {shown}."])
     return conversation(rng, [user(question), answer(think(rng, effort, "wants the number of letters", core), reply)],
                         effort=effort), {"kind": "number", "value": len(word)}
 
@@ -73,16 +105,13 @@ def count_one_letter(rng, held=False):
     word, effort = draw_word(rng, held), draw_effort(rng)
     lower = word.lower()
     letter = rng.choice(lower) if rng.random() < 0.9 else rng.choice("abcdefghijklmnopqrstuvwxyz")
-    total, marks = 0, []
-    for char in word:
-        if char.lower() == letter:
-            total += 1
-            marks.append(f"{char}{total}")
-        else:
-            marks.append(char)
+    total = lower.count(letter)
+
+    def mark(char, at):
+        return f"{char}{lower[:at].count(letter)}" if char.lower() == letter else char
     question = rng.choice(["How many {l}'s are in {w}?", "How many times does the letter {l} appear in {w}?",
                            "How many {l} are in the word {w}?", "Count the letter {l} in {w}."]).format(l=letter, w=word)
-    core = f"Spell {word} and count {letter}: {' '.join(marks)}. So {total}."
+    core = f"Counting {letter}. {by_pieces(word, mark=mark)}\nSo {total}."
     times = "time" if total == 1 else "times"
     return conversation(rng, [user(question), answer(think(rng, effort, "wants a letter counted", core),
                                                      f"The letter {letter} appears {total} {times} in {word}.")],
@@ -92,7 +121,7 @@ def count_one_letter(rng, held=False):
 def spell(rng, held=False):
     word, effort = draw_word(rng, held), draw_effort(rng)
     question = rng.choice(["Spell {}.", "How do you spell {}?", "Spell the word {}, please.", "Write {} letter by letter."]).format(word)
-    return conversation(rng, [user(question), answer(think(rng, effort, "wants a word spelled", f"Letters: {numbered(word)}."),
+    return conversation(rng, [user(question), answer(think(rng, effort, "wants a word spelled", by_pieces(word) + "."),
                                                      spelled(word, "-"))], effort=effort), {"kind": "text", "value": spelled(word, "-")}
 
 
@@ -100,7 +129,8 @@ def reverse_word(rng, held=False):
     word, effort = draw_word(rng, held, 10), draw_effort(rng)
     question = rng.choice(["Reverse the word {}.", "Write {} backwards.", "Spell {} backwards.", "What is {} reversed?"]).format(word)
     turned = word[::-1]
-    core = f"{word}: {spelled(word)}. Backwards: {spelled(turned)}."
+    back = " ".join(f"{letter}{i}" for i, letter in reversed(list(enumerate(word, 1))))
+    core = f"{by_pieces(word)}\nBackwards: {back}."
     dashed = "Spell" in question
     reply = spelled(turned, "-") if dashed else turned
     # A list is encoded piece by piece: letters one at a time, since nobody can predict the tokens of a reversed word.
@@ -109,17 +139,26 @@ def reverse_word(rng, held=False):
 
 
 def drill(rng, held=False):
-    """Several single tokens spelled in one answer: teaches the letters of every row."""
-    pieces = [any_piece(rng) for _ in range(rng.randint(8, 22))]
-    body = "\n".join(f"{p.strip()}: {numbered(p.strip()) if rng.random() < 0.7 else spelled(p.strip())}" for p in pieces)
-    question = "Spell these words:" + "".join(p if p.startswith(" ") else f"\n{p}" for p in pieces)
-    return conversation(rng, [user(question), answer("Spell each word.", body)], effort="low", instructions=None), None
+    """Many single tokens spelled in one answer: teaches the letters of every row, cheaply."""
+    chosen = [every_piece(rng) for _ in range(rng.randint(8, 40))]
+    ask, form = rng.choice([("Spell these words:", spelled), ("Number the letters of these words:", numbered)])
+    question = ask + "".join(p if p.startswith(" ") else f"\n{p}" for p in chosen)
+    body = "\n".join(f"{p}: {form(p.strip())}" for p in chosen)
+    return conversation(rng, [user(question), answer("One line each.", body)], effort="low", instructions=None), None
+
+
+def count_drill(rng, held=False):
+    """Several words in pieces, each with its count."""
+    drawn = [(draw_word(rng, held, 15), rng.random() < 0.5) for _ in range(rng.randint(3, 9))]
+    question = "Count the letters of each:" + "".join(f" {word}" if spaced else f"\n{word}" for word, spaced in drawn)
+    body = "\n".join(f"{by_pieces(word, spaced)}\nSo {len(word)}." for word, spaced in drawn)
+    return conversation(rng, [user(question), answer("One after the other.", body)], effort="low", instructions=None), None
 
 
 def first_letters(rng, held=False):
     word, effort = draw_word(rng, held), draw_effort(rng)
     which, index = rng.choice([("first", 0), ("last", -1)])
-    core = f"{word}: {spelled(word)}. The {which} is {word[index]}."
+    core = f"{by_pieces(word)}\nThe {which} is {word[index]}."
     return conversation(rng, [user(f"What is the {which} letter of {word}?"),
                               answer(think(rng, effort, f"wants the {which} letter", core), f"The {which} letter of {word} is {word[index]}.")],
                         effort=effort), {"kind": "text", "value": word[index]}

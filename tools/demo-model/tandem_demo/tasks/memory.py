@@ -102,7 +102,8 @@ def repeat(rng, held=False):
 
 def convert(rng, held=False):
     """The same words in JSON, quoted, in capitals: teaches a word's other spellings as tokens."""
-    pieces = [letters.any_piece(rng).strip() for _ in range(rng.randint(3, 10))]
+    draw = rng.choice([letters.any_piece, letters.every_piece, words.pseudo_word])
+    pieces = [draw(rng).strip() for _ in range(rng.randint(3, 10))]
     kind = rng.randint(0, 5)
     listed = " ".join(pieces)
     if kind <= 1:
@@ -122,18 +123,44 @@ def values_to_json(rng, held=False):
     """Names, cities and things from prose into JSON strings."""
     pool = rng.choice([words.CITIES, words.FIRST_NAMES, words.THINGS, words.FOODS, words.ANIMALS, words.ADJECTIVES, words.JOBS, words.TOOL_NOUNS, words.TOOL_VERBS,
                        [f"{f} {l}" for f, l in zip(rng.sample(words.FIRST_NAMES, 20), rng.sample(words.LAST_NAMES, 20))],
-                       [words.pseudo_word(rng) for _ in range(8)], [toolbox.phrase_text(rng) for _ in range(8)], [toolbox.code(rng) for _ in range(8)]])
+                       [words.pseudo_word(rng) for _ in range(8)], [toolbox.phrase_text(rng) for _ in range(8)], [toolbox.code(rng) for _ in range(8)],
+                       [words.pseudo_word(rng, 1, 3) for _ in range(8)], [made_up(rng) for _ in range(8)]])
     chosen = rng.sample(pool, min(len(pool), rng.randint(2, 8)))
     ask = f"As a JSON array: {', '.join(chosen)}"
     return conversation(rng, [user(ask), answer("I write each as a string.", toolbox.compact(chosen))], effort="low", instructions=None), None
 
 
+def made_up(rng):
+    """A name nobody has seen: of syllables, of pieces, a code or a function."""
+    return rng.choice([lambda: words.pseudo_word(rng, 1, 3), lambda: words.mixed_word(rng), lambda: toolbox.code(rng), lambda: toolbox.function_name(rng)[0],
+                       lambda: letters.every_piece(rng).strip() + letters.every_piece(rng).strip().lower(), lambda: letters.every_piece(rng).strip()])()
+
+
 def names_to_code(rng, held=False):
     """Words to a function name after `functions.`, the form a call's header has."""
-    verb, noun = rng.choice(words.TOOL_VERBS), rng.choice(words.TOOL_NOUNS)
     lines = []
-    for _ in range(rng.randint(3, 8)):
-        name, _, _ = toolbox.function_name(rng)
-        lines.append(name)
+    for _ in range(rng.randint(3, 10)):
+        kind = rng.random()
+        lines.append(f"{words.pseudo_word(rng, 1, 2)}_{rng.choice(words.TOOL_NOUNS)}" if kind < 0.3 else words.pseudo_word(rng) if kind < 0.55 else toolbox.function_name(rng)[0])
     ask = "With functions. in front:\n" + "\n".join(f"type {n} =" for n in lines)
     return conversation(rng, [user(ask), answer("I copy each name.", "\n".join(f"to=functions.{n} " for n in lines).rstrip())], effort="low", instructions=None), None
+
+
+def copy_list(rng, held=False):
+    """Many made-up names copied in one answer."""
+    lines = [made_up(rng) for _ in range(rng.randint(4, 16))]
+    join = rng.choice(["\n", ", ", " | "])
+    return conversation(rng, [user(f"Copy all:{' ' if join != chr(10) else join}{join.join(lines)}"), answer("I copy them in order.", (" " if join != "\n" else "") + join.join(lines))],
+                        effort="low", instructions=None), None
+
+
+def look_up(rng, held=False):
+    """Several names asked for out of a list of pairs."""
+    pairs = {}
+    for _ in range(rng.randint(4, 14)):
+        pairs[made_up(rng)] = made_up(rng)
+    sign = rng.choice([":", " ="])
+    listed = "\n".join(f"{k}{sign} {v}" for k, v in pairs.items())
+    asked = rng.sample(list(pairs), rng.randint(2, min(len(pairs), 8)))
+    ask = f"{listed}\nLook up:\n" + "\n".join(asked)
+    return conversation(rng, [user(ask), answer("I find each name.", "\n".join(f"{k}{sign} {pairs[k]}" for k in asked))], effort="low", instructions=None), None

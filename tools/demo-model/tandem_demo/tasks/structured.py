@@ -86,7 +86,7 @@ def structured(rng, held=False):
     subject = rng.choice(["a person", "a book", "a city", "a product", "a recipe", "an animal", "an event", "an order", "a house", "something"])
     ask = (rng.choice(["Extract the data: {}", "Turn this into JSON: {}", "Give me this as JSON: {}", "{}", "Parse this text: {}"]).format(source)
            if given else rng.choice(["Describe {}.", "Invent {}.", "Make up {}.", "Give me an example of {}.", "Tell me about {}."]).format(subject))
-    core = f"Keys: {', '.join(f'{k} {_type_word(f[0]).split()[0]}' for k, f in fields.items())}."
+    core = "Keys: " + ", ".join(f'"{k}" {_type_word(f[0]).split()[0]}' for k, f in fields.items()) + "."
     style, form = rng.random(), None
     if style < 0.45:
         form = {"name": rng.choice(["person", "result", "answer", "output", "data", "response", "item", "record", "schema", "event"]), "schema": schema}

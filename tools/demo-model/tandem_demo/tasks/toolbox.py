@@ -207,12 +207,12 @@ def draw_tool(rng, held, busy=()):
 
 
 def request(rng, drawn):
-    """The user's sentence."""
+    """The user's sentence, and whether it says the verb and the noun (else it names the function)."""
     verb, noun = drawn["verb"], drawn["noun"]
     article = rng.choice(["the", "the", "my", "a", ""])
     if article == "a" and noun[0] in "aeiou":
         article = "an"
-    base = f"{verb} {article} {noun}".replace("  ", " ")
+    said = base = f"{verb} {article} {noun}".replace("  ", " ")
     roll = rng.random()
     name = drawn["tool"]["name"]
     if roll < 0.12:
@@ -221,6 +221,10 @@ def request(rng, drawn):
     if rng.random() < 0.4:
         rng.shuffle(phrases)
     text = base + "".join((", " if p.startswith(("the ", "and ")) or ":" in p or "=" in p or rng.random() < 0.15 else " ") + p for p in phrases)
+    return _sentence(rng, text), said in base
+
+
+def _sentence(rng, text):
     style = rng.random()
     if style < 0.35:
         return text[0].upper() + text[1:] + rng.choice([".", ".", ""])

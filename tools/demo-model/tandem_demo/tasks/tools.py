@@ -53,18 +53,26 @@ def _value(rng, key):
     return toolbox.phrase_text(rng)
 
 
-def _plan(rng, effort, name, given):
-    shown = ", ".join(f"{k} {_plain(v)}" for k, v in given.items()) or "no arguments"
-    return think(rng, effort, rng.choice(["wants something done", "asks for something"]), f"{name} fits: {shown}.",
-                 check=f"The other tools do not fit." if rng.random() < 0.5 else "All arguments come from the request.")
+def _plan(rng, effort, name, given, asked, wanted=None, left=""):
+    """The thinking before a call. Names stand as in the definition and values as in the request, so that their tokens are the same."""
+    core = f"To {wanted}: call {name}" if wanted else f"Call {name}"
+    core += " with" + "".join(f"\n{key}: {_plain(value, asked)}" for key, value in given.items()) if given else ", no arguments."
+    return think(rng, effort, rng.choice(["wants something done", "asks for something"]), core + left,
+                 check="The other tools do not fit." if rng.random() < 0.5 else "All arguments come from the request.")
 
 
-def _plain(value):
+def _plain(value, asked):
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list):
         return ", ".join(value)
-    return str(value)
+    return f'"{value}"' if f'"{value}"' in asked else str(value)
+
+
+def _request(rng, drawn):
+    """The user's sentence, and what it wants in two words where it says so."""
+    text, said = toolbox.request(rng, drawn)
+    return text, f"{drawn['verb']} {drawn['noun']}" if said else None
 
 
 def _draw_list(rng, held, count):
@@ -88,7 +96,8 @@ def one_call(rng, held=False):
     chosen = rng.choice(drawn)
     tools, name, given = [d["tool"] for d in drawn], chosen["tool"]["name"], toolbox.arguments(chosen)
     result, reply = _result(rng)
-    messages = [user(toolbox.request(rng, chosen)), call(_plan(rng, effort, name, given), name, toolbox.compact(given)), tool_result(name, result),
+    text, wanted = _request(rng, chosen)
+    messages = [user(text), call(_plan(rng, effort, name, given, text, wanted), name, toolbox.compact(given)), tool_result(name, result),
                 answer(think(rng, effort, "gets the result", "The tool has answered."), reply)]
     return conversation(rng, messages, tools=tools, effort=effort), _check(name, given)
 
@@ -103,7 +112,7 @@ def known_call(rng, held=False):
             tools.append(other)
     rng.shuffle(tools)
     result_text = toolbox.compact(result) if rng.random() < 0.6 else toolbox.json.dumps(result)
-    messages = [user(text), call(_plan(rng, effort, tool["name"], given), tool["name"], toolbox.compact(given)), tool_result(tool["name"], result_text),
+    messages = [user(text), call(_plan(rng, effort, tool["name"], given, text), tool["name"], toolbox.compact(given)), tool_result(tool["name"], result_text),
                 answer(think(rng, effort, "gets the result", "The tool has answered."), reply)]
     return conversation(rng, messages, tools=tools, effort=effort), _check(tool["name"], given)
 
@@ -132,8 +141,8 @@ def several_calls(rng, held=False):
             fresh = None
             while fresh is None or set(fresh[3]) != set(result):
                 fresh = (known_tools._weather if "temperature" in result else known_tools._time)(rng)
-            left = f" Then {cities[i + 1]}." if i + 1 < len(cities) else " That is the last one."
-            messages.append(call(think(rng, effort, "wants several cities", f"{name} fits: {key} {city}.{left}"), name, toolbox.compact({key: city})))
+            left = f"\nThen {cities[i + 1]}." if i + 1 < len(cities) else "\nThat is the last one."
+            messages.append(call(_plan(rng, effort, name, {key: city}, "", left=left), name, toolbox.compact({key: city})))
             messages.append(tool_result(name, toolbox.compact(fresh[3])))
             answers.append(fresh[4].replace(fresh[1][next(iter(fresh[1]))], city))
         check = _check(name, {key: cities[0]})
@@ -141,14 +150,13 @@ def several_calls(rng, held=False):
         drawn = _draw_list(rng, held, rng.randint(2, 5))
         picked = rng.sample(drawn, min(len(drawn), 2))
         tools = [d["tool"] for d in drawn]
-        texts = [toolbox.request(rng, d) for d in picked]
-        messages.append(user(rng.choice([" Then ", " ", "\n", " After that: "]).join(texts)))
+        requests = [_request(rng, d) for d in picked]
+        messages.append(user(rng.choice([" Then ", " ", "\n", " After that: "]).join(text for text, _ in requests)))
         for i, d in enumerate(picked):
             name, given = d["tool"]["name"], toolbox.arguments(d)
-            shown = ", ".join(f"{k} {_plain(v)}" for k, v in given.items()) or "no arguments"
-            left = f" Then {picked[i + 1]['tool']['name']}." if i + 1 < len(picked) else " That is the last one."
+            left = f"\nThen {picked[i + 1]['tool']['name']}." if i + 1 < len(picked) else "\nThat is the last one."
             result, reply = _result(rng)
-            messages.append(call(think(rng, effort, "wants two things done", f"{name} fits: {shown}.{left}"), name, toolbox.compact(given)))
+            messages.append(call(_plan(rng, effort, name, given, requests[i][0], requests[i][1], left), name, toolbox.compact(given)))
             messages.append(tool_result(name, result))
             answers.append(reply)
         check = _check(picked[0]["tool"]["name"], toolbox.arguments(picked[0]))
@@ -165,10 +173,10 @@ def no_call(rng, held=False, other=None):
         outside = toolbox.draw_tool(rng, held)
         if not {(outside["verb"], outside["noun"]), (outside["verb"], None), (None, outside["noun"])} & busy:
             break
-    text = toolbox.request(rng, outside)
+    text, wanted = _request(rng, outside)
     while outside["tool"]["name"] in text:
-        text = toolbox.request(rng, outside)
-    core = f"That is to {outside['verb']} {outside['noun']}. None of the tools fits."
+        text, wanted = _request(rng, outside)
+    core = f"To {wanted}: no tool fits."
     reply = rng.choice(["I have no tool for that.", "None of my tools can do that."])
     messages = [user(text), answer(think(rng, effort, "wants something done", core), reply)]
     return conversation(rng, messages, tools=[d["tool"] for d in drawn], effort=effort), {"kind": "no_call"}
@@ -202,6 +210,7 @@ def after_history(rng, held=False):
     first["tools"] = first["tools"] + [d["tool"] for d in drawn]
     name, given = chosen["tool"]["name"], toolbox.arguments(chosen)
     result, reply = _result(rng)
-    first["messages"] += [user(toolbox.request(rng, chosen)), call(_plan(rng, first["effort"], name, given), name, toolbox.compact(given)),
+    text, wanted = _request(rng, chosen)
+    first["messages"] += [user(text), call(_plan(rng, first["effort"], name, given, text, wanted), name, toolbox.compact(given)),
                           tool_result(name, result), answer(think(rng, first["effort"], "gets the result", "The tool has answered."), reply)]
     return first, _check(name, given)
