@@ -81,7 +81,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--url", default="http://127.0.0.1:8000/v1")
     p.add_argument("--model", help="default: the one that the server lists first")
-    p.add_argument("--vocabulary", default=os.environ.get("TANDEM_O200K"))
+    p.add_argument("--vocabulary", default=os.environ.get("O200K_VOCABULARY"))
     p.add_argument("--count", type=int, default=200, help="examples of each task")
     p.add_argument("--sampled", type=int, default=1000, help="answers sampled at temperature 1 for well-formedness")
     p.add_argument("--concurrency", type=int, default=4)

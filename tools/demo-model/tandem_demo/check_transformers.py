@@ -19,7 +19,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--run", required=True)
     p.add_argument("--checkpoint", required=True)
-    p.add_argument("--vocabulary", default=os.environ.get("TANDEM_O200K"))
+    p.add_argument("--vocabulary", default=os.environ.get("O200K_VOCABULARY"))
     p.add_argument("--count", type=int, default=6)
     a = p.parse_args()
     from transformers import GptOssForCausalLM, Mxfp4Config

@@ -156,16 +156,17 @@ class ShardWriters:
 
 def main():
     p = argparse.ArgumentParser(description="Chooses the rows of the vocabulary matrices that are trained, and writes trained_rows.json.")
-    p.add_argument("--vocabulary", default=os.environ.get("TANDEM_O200K"))
+    p.add_argument("--vocabulary", default=os.environ.get("O200K_VOCABULARY"))
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--count", type=int, default=600_000, help="conversations in the sample")
-    p.add_argument("--rows", type=int, default=21_000, help="rows in all; the file grows by about 260 bytes for each")
+    p.add_argument("--rows", type=int, default=20_200, help="rows in all at most; the file grows by about 260 bytes for each")
+    p.add_argument("--at-least", type=int, default=3, help="conversations of the sample that hold a token worth a row")
     a = p.parse_args()
     encoding = vocabulary.load(a.vocabulary)
     rows = vocabulary.base_rows(encoding)
     letters.set_lexicon(encoding, vocabulary.Rows(rows))
-    for token, _ in used_tokens(encoding, a.seed, a.count).most_common():
-        if len(rows) < a.rows:
+    for token, times in used_tokens(encoding, a.seed, a.count).most_common():
+        if len(rows) < a.rows and times >= a.at_least:
             rows.add(token)
     vocabulary.save_rows(rows)
     print(f"{len(rows)} rows")

@@ -67,7 +67,7 @@ def run(model, vocabulary_path, device, count, sampled, size=256, show=3, tasks=
 
 if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument("--vocabulary", default=os.environ.get("TANDEM_O200K"))
+    p.add_argument("--vocabulary", default=os.environ.get("O200K_VOCABULARY"))
     p.add_argument("--run", required=True, help="folder written by train.py")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--count", type=int, default=300)

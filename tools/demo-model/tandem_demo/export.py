@@ -102,7 +102,7 @@ def write_safetensors(path, items):
             file.write(np.ascontiguousarray(array).tobytes())
 
 
-def compress(source, target, level=19):
+def compress(source, target, level=22):
     """Streams `source` into one zstd frame; returns the SHA-256 of the expanded bytes."""
     parameters = zstandard.ZstdCompressionParameters.from_level(level, window_log=WINDOW_LOG, enable_ldm=True, ldm_hash_log=24, write_checksum=True)
     digest = hashlib.sha256()

@@ -91,7 +91,7 @@ def arrange(arrays, device):
 
 def parse(argv=None):
     p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument("--vocabulary", default=os.environ.get("TANDEM_O200K"))
+    p.add_argument("--vocabulary", default=os.environ.get("O200K_VOCABULARY"))
     p.add_argument("--out", required=True)
     p.add_argument("--resume", help="folder of an earlier run to go on from")
     p.add_argument("--seed", type=int, default=1)
@@ -130,6 +130,10 @@ class Cards:
             torch.cuda.set_device(self.rank)
         if self.world > 1:
             dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+
+    def part(self):
+        if self.world > 1:
+            dist.destroy_process_group()
 
     def sum_gradients(self, parameters):
         if self.world > 1:
@@ -191,6 +195,7 @@ def train(args):
     if cards.rank == 0:
         save(model, args.out, log)
         print(f"saved to {args.out} after {time.time() - BEGUN:.1f} s", flush=True)
+    cards.part()
     return model
 
 

@@ -1,6 +1,6 @@
 """The o200k_harmony vocabulary and the subset of its rows that training touches.
 
-The vocabulary file is `o200k_base.tiktoken` (SHA-256 446a9538…). Its path comes from --vocabulary or TANDEM_O200K.
+The vocabulary file is `o200k_base.tiktoken` (SHA-256 446a9538…). Its path comes from --vocabulary or O200K_VOCABULARY.
 """
 import json
 import os
@@ -28,22 +28,21 @@ _PATTERN = "|".join([
 
 def load(path=None):
     """The encoding, special tokens included."""
-    path = path or os.environ.get("TANDEM_O200K")
+    path = path or os.environ.get("O200K_VOCABULARY")
     if not path:
-        raise SystemExit("name the vocabulary file o200k_base.tiktoken with --vocabulary or TANDEM_O200K")
+        raise SystemExit("name the vocabulary file o200k_base.tiktoken with --vocabulary or O200K_VOCABULARY")
     ranks = load_tiktoken_bpe(path, expected_hash=SHA256)
     specials = {text: token for token, text in SPECIALS.items()} | {"<|endoftext|>": PAD}
     return tiktoken.Encoding("o200k_harmony", pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens=specials)
 
 
-def base_rows(encoding, letters_below=11000, signs_below=1500):
-    """Rows trained whatever the generators say: single bytes, English-looking letter runs and signs of low rank, numbers of up to three digits."""
+def base_rows(encoding, letters_below=11000):
+    """Rows trained whatever the generators say: English-looking letter runs of low rank, and numbers of up to three digits."""
     rows = set(SPECIALS)
     for token in range(199998):
         raw = encoding.decode_single_token_bytes(token)
         letters = token < letters_below and re.fullmatch(rb" ?[A-Za-z]+", raw)
-        signs = token < signs_below and all(9 <= byte < 127 for byte in raw) and b"\r" not in raw
-        if len(raw) == 1 or letters or signs or re.fullmatch(rb"[0-9]{1,3}", raw):
+        if letters or re.fullmatch(rb"[0-9]{1,3}", raw):
             rows.add(token)
     return rows
 
