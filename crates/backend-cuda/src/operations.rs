@@ -40,11 +40,14 @@ const SPLIT_VALUES: usize = 8 * 66;
 const GATHER_MAX: usize = 128;
 
 impl Device {
-    /// Copies values to the device and waits.
+    /// Copies values to the device and waits. On our stream: the driver's synchronous copy may return before the values
+    /// have arrived, and its own stream is not ordered with ours.
     pub(crate) fn upload(&self, to: u64, values: &[f32]) -> Result<(), BackendError> {
-        self.synchronize()?;
-        // SAFETY: the caller checked that `to` has room.
-        unsafe { result::memcpy_htod_sync(to, values) }.map_err(|error| failed("copying to the device", error))
+        self.bind()?;
+        // SAFETY: the caller checked that `to` has room; `values` outlives the wait.
+        unsafe { result::memcpy_htod_async(to, values, self.stream()) }
+            .map_err(|error| failed("copying to the device", error))?;
+        self.synchronize()
     }
 }
 
