@@ -82,13 +82,13 @@ fn one(server: &Server, number: usize, checked: &Checked) {
     let (path, mut body) = request(number);
     body["temperature"] = json!(1);
     body["seed"] = json!(number);
-    if number % 3 == 0 {
+    if number.is_multiple_of(3) {
         let (status, answer) = server.post(path, &body);
         assert_eq!(status, 200, "{number}: {answer}");
         check_whole(&body, &answer, number, checked);
     } else {
         body["stream"] = json!(true);
-        body["stream_options"] = json!({"include_usage": number % 2 == 0});
+        body["stream_options"] = json!({"include_usage": number.is_multiple_of(2)});
         check_stream(&body, &server.stream(path, &body), number, checked);
     }
 }
@@ -98,15 +98,15 @@ fn request(number: usize) -> (&'static str, Value) {
     // A random model seldom comes to an end by itself: half of the requests help it.
     let hurry = number % 5 < 3;
     let budget = if hurry { 60 } else { 1 + number * 7 % 40 };
-    if number % 11 == 0 {
+    if number.is_multiple_of(11) {
         let mut body = json!({"prompt": format!("Once {}", number % 13), "max_tokens": budget, "n": 1 + number % 2});
-        if number % 2 == 0 {
+        if number.is_multiple_of(2) {
             body["guided_regex"] = json!("[a-z ]{5,60}");
         }
         return ("/v1/completions", body);
     }
     let mut messages = vec![json!({"role": "user", "content": format!("Tell me about {}.", number % 17)})];
-    if number % 4 == 0 {
+    if number.is_multiple_of(4) {
         let call = json!({"id": "call_1", "type": "function", "function": {"name": "look_up", "arguments": "{\"word\":\"a\"}"}});
         messages.push(json!({"role": "assistant", "content": null, "tool_calls": [call]}));
         messages.push(json!({"role": "tool", "tool_call_id": "call_1", "content": "nothing"}));
@@ -114,10 +114,10 @@ fn request(number: usize) -> (&'static str, Value) {
     let mut body = json!({"messages": messages, "max_tokens": budget, "n": 1 + number % 3 / 2});
     let schema = json!({"type": "object", "properties": {"word": {"type": "string"}, "times": {"type": "integer"}},
         "required": ["word"], "additionalProperties": false});
-    if number % 2 == 0 {
+    if number.is_multiple_of(2) {
         let tool = |name: &str| {
             json!({"type": "function", "function":
-            {"name": name, "parameters": schema, "strict": number % 5 == 0}})
+            {"name": name, "parameters": schema, "strict": number.is_multiple_of(5)}})
         };
         body["tools"] = json!([tool("look_up"), tool("python")]);
         body["tool_choice"] = match number % 8 {

@@ -131,6 +131,7 @@ impl CudaBackend {
     }
 
     /// Router, with the norm where given; the normalised rows go to `normed`.
+    #[allow(clippy::too_many_arguments)]
     fn route_rows(
         &self,
         x: &CudaBuffer,

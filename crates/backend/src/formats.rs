@@ -3,7 +3,7 @@
 pub enum Precision {
     /// f32 activations, one fixed summation order: the same bits whatever else is computed beside it.
     Exact,
-    /// The fastest path within the stated tolerance; activations may be quantised to int8 in groups of 32.
+    /// The fastest path within the stated tolerance; activations may be rounded on the way into a product.
     Fast,
 }
 

@@ -12,7 +12,9 @@ use tandem_backend_cuda::{self as cuda, CudaBackend, CudaOptions, Device as Gpu}
 use tandem_engine::{Engine, EngineSettings};
 use tandem_grammar::Masks;
 use tandem_model::inspect::Report;
-use tandem_model::memory::{MemoryPlan, MemoryRequest, MemoryTable, available_memory, bytes_per_token, plan_memory};
+use tandem_model::memory::{
+    Computing, MemoryPlan, MemoryRequest, MemoryTable, available_memory, bytes_per_token, plan_memory,
+};
 use tandem_model::{
     Checkpoint, Config, Counted, Formats, LocalWorker, Model, Runner, Synthetic, SyntheticKind, WeightStore,
 };
@@ -80,6 +82,7 @@ pub fn load(args: &ModelArgs, progress: Progress) -> Result<Loaded> {
     let config = source.store.config();
     let numbers = Numbers::of(args)?;
     let place = Place::choose(args)?;
+    place.announce(args);
     let plan = plan(config, args, &numbers)?;
     announce_plan(&plan);
     let report = Report::new(config, &memory_request(args)?);
@@ -122,7 +125,11 @@ pub fn memory_request(args: &ModelArgs) -> Result<MemoryRequest> {
     Ok(MemoryRequest {
         dense: numbers.dense,
         kv: numbers.kv,
-        precision: numbers.precision,
+        computing: match (Place::choose(args)?, numbers.precision) {
+            (Place::Cuda, _) => Computing::Cuda,
+            (Place::Cpu, Precision::Exact) => Computing::CpuExact,
+            (Place::Cpu, Precision::Fast) => Computing::CpuFast,
+        },
         context: args.context,
         max_streams: args.max_streams,
         prefill_chunk: args.prefill_chunk,
@@ -275,7 +282,7 @@ enum Place {
 }
 
 impl Place {
-    /// What was asked for, or, with `--device auto`, a GPU where there is one that will do. The log says which and why.
+    /// What was asked for, or, with `--device auto`, a GPU where there is one that will do.
     fn choose(args: &ModelArgs) -> Result<Self> {
         let unfit = unfit_for_cuda(args);
         match args.device {
@@ -284,14 +291,18 @@ impl Place {
                 Some(why) => bail!("--device cuda: {why}"),
                 None => Ok(Self::Cuda),
             },
-            Device::Auto => {
-                let (place, why) = match unfit {
-                    Some(why) => (Self::Cpu, format!("the CPU: {why}")),
-                    None => (Self::Cuda, "the GPU".to_owned()),
-                };
-                info!("--device auto takes {why}");
-                Ok(place)
+            Device::Auto => Ok(if unfit.is_some() { Self::Cpu } else { Self::Cuda }),
+        }
+    }
+
+    /// Tells what was chosen and why, where the choice was ours.
+    fn announce(self, args: &ModelArgs) {
+        match (args.device, self) {
+            (Device::Auto, Self::Cuda) => info!("--device auto takes the GPU"),
+            (Device::Auto, Self::Cpu) => {
+                info!("--device auto takes the CPU: {}", unfit_for_cuda(args).unwrap_or_default());
             }
+            (Device::Cpu | Device::Cuda, _) => {}
         }
     }
 }

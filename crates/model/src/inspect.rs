@@ -172,7 +172,7 @@ fn write_plan(world: usize, plan: &Result<MemoryPlan, MemoryError>, f: &mut fmt:
 
 #[cfg(test)]
 mod tests {
-    use tandem_backend::{KvFormat, Precision};
+    use tandem_backend::KvFormat;
 
     use super::*;
 
@@ -180,7 +180,7 @@ mod tests {
         let request = MemoryRequest {
             dense: DenseFormat::Q8,
             kv: KvFormat::Bf16,
-            precision: Precision::Fast,
+            computing: Computing::CpuFast,
             context: None,
             max_streams: 8,
             prefill_chunk: 512,

@@ -17,7 +17,7 @@
 //! group's scale; then the groups in ascending order. No fused multiply-add, so that plain Rust gives the same bits.
 
 use super::{
-    rows::{F32Rows, Q8Rows, Rows, SplitRows},
+    rows::{F32Rows, Rows, SplitRows},
     simd::Simd,
 };
 
@@ -266,25 +266,27 @@ impl Dot for Q8Split {
     }
 }
 
-/// MXFP4 weights with quantised activations.
+/// MXFP4 weights with activations quantised twice, for the same reason: experts are where one rounding more moves the most.
 #[derive(Clone, Copy)]
-pub(crate) struct Mxfp4Q8;
+pub(crate) struct Mxfp4Split;
 
-impl Dot for Mxfp4Q8 {
-    type Row = Q8Row;
-    type Rows = Q8Rows;
-    const BLOCK: usize = 8;
+impl Dot for Mxfp4Split {
+    type Row = [Q8Row; 2];
+    type Rows = SplitRows;
+    const BLOCK: usize = 4;
 
     #[inline(always)]
-    unsafe fn tile<S: Simd, const M: usize>(tile: *const u8, cols: usize, rows: &[Q8Row; M]) -> [S::F; M] {
+    unsafe fn tile<S: Simd, const M: usize>(tile: *const u8, cols: usize, rows: &[[Q8Row; 2]; M]) -> [S::F; M] {
         // SAFETY: `cols` columns in the tile and the rows, by contract.
         unsafe {
             let data = tile.add(mxfp4_scale_bytes(cols));
             let mut total = [S::splat(0.0); M];
             for group in 0..cols / GROUP {
-                let mut sums = [S::splat_int(0); M];
+                let mut sums = [[S::splat_int(0); 2]; M];
                 for m in 0..M {
-                    sums[m] = S::splat_int(-S::FP4_BIAS * *rows[m].sums.add(group));
+                    for half in 0..2 {
+                        sums[m][half] = S::splat_int(-S::FP4_BIAS * *rows[m][half].sums.add(group));
+                    }
                 }
                 for eight in 0..4 {
                     let column = group * GROUP + eight * 8;
@@ -292,13 +294,17 @@ impl Dot for Mxfp4Q8 {
                     S::prefetch(p.wrapping_add(PREFETCH));
                     let w = S::load_fp4(p);
                     for m in 0..M {
-                        sums[m] = S::dot_fp4(sums[m], w, rows[m].values.add(column));
+                        for half in 0..2 {
+                            sums[m][half] = S::dot_fp4(sums[m][half], w, rows[m][half].values.add(column));
+                        }
                     }
                 }
                 let scale = S::load_e8m0(tile.add(group * 16));
                 for m in 0..M {
-                    let scale = S::mul(scale, S::splat(*rows[m].scales.add(group)));
-                    total[m] = S::mul_add(S::to_f32(sums[m]), scale, total[m]);
+                    for half in 0..2 {
+                        let scale = S::mul(scale, S::splat(*rows[m][half].scales.add(group)));
+                        total[m] = S::mul_add(S::to_f32(sums[m][half]), scale, total[m]);
+                    }
                 }
             }
             // The table holds doubled values.

@@ -31,12 +31,12 @@ pub use matrix::CpuMatrix;
 pub use route::CpuRouting;
 
 use attention::Attention;
-use dot::{Bf16, Dot, Mxfp4F32, Mxfp4Q8, Q8F32, Q8Split};
+use dot::{Bf16, Dot, Mxfp4F32, Mxfp4Split, Q8F32, Q8Split};
 use linear::Linear;
 use moe::{ExpertPlan, Moe};
 use pages::Shared;
 use pool::Pool;
-use rows::{F32Rows, F32Scratch, Q8Scratch, Rows, SplitScratch};
+use rows::{F32Rows, F32Scratch, Rows, SplitScratch};
 
 use crate::{
     AttentionContext, Backend, BackendError, Batch, DenseFormat, ExpertsShape, ExpertsSource, KvShape, Precision, Rope,
@@ -65,12 +65,12 @@ pub struct CpuBackend {
 /// What lives only within an operation.
 #[derive(Default)]
 struct Scratch {
-    /// Quantised activations going into the experts.
-    x: Q8Scratch,
-    /// Twice quantised activations going into a dense matrix.
+    /// Activations going into the experts, quantised twice as all of these are.
+    x: SplitScratch,
+    /// Going into a dense matrix.
     split: SplitScratch,
-    /// Quantised activations between gate-up and down.
-    z: Q8Scratch,
+    /// Between gate-up and down.
+    z: SplitScratch,
     /// The same in f32.
     z_f32: F32Scratch,
     /// Router logits.
@@ -376,7 +376,7 @@ impl Backend for CpuBackend {
         } else {
             let x = self.quantise(x, n, scratch.x.rows(n, x.width)?);
             let z = scratch.z.rows(plan.slots(), shape.intermediate)?;
-            let op = Moe::<Mxfp4Q8> { plan: &plan, routing, experts, n, x, z, out: to, width };
+            let op = Moe::<Mxfp4Split> { plan: &plan, routing, experts, n, x, z, out: to, width };
             op.run(&self.pool, self.isa);
         }
         Ok(())

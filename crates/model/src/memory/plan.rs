@@ -1,4 +1,4 @@
-use tandem_backend::{DenseFormat, KvFormat, Precision};
+use tandem_backend::{DenseFormat, KvFormat};
 use tandem_step::Capacity;
 
 use super::table::{MemoryLine, MemoryTable, human};
@@ -13,8 +13,8 @@ pub struct MemoryRequest {
     pub dense: DenseFormat,
     /// Format of cached keys and values.
     pub kv: KvFormat,
-    /// Format of activations.
-    pub precision: Precision,
+    /// Where and how the model is computed, which decides what it needs to work.
+    pub computing: Computing,
     /// Most positions of a request; `None` for as many as fit, up to the model's.
     pub context: Option<u32>,
     /// Requests that may run at once.
@@ -146,6 +146,17 @@ fn check(config: &Config, request: &MemoryRequest) -> Result<(), MemoryError> {
     }
 }
 
+/// Where and how a model is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Computing {
+    /// On the CPU in f32.
+    CpuExact,
+    /// On the CPU with quantised activations.
+    CpuFast,
+    /// On an NVIDIA GPU.
+    Cuda,
+}
+
 /// What things cost, and all counts that do not depend on the budget.
 struct Sizes<'a> {
     request: &'a MemoryRequest,
@@ -247,9 +258,15 @@ fn activation_bytes(config: &Config, request: &MemoryRequest, step_tokens: u32) 
     let inner = config.top_k * config.intermediate.div_ceil(request.world);
     let widest = config.hidden.max(config.q_width());
     let quantised = |values: usize| values + values / 32 * 2 * F32;
-    let temporary = match request.precision {
-        Precision::Exact => inner * F32,
-        Precision::Fast => quantised(inner) + quantised(widest),
+    let temporary = match request.computing {
+        Computing::CpuExact => inner * F32,
+        // Each twice over.
+        Computing::CpuFast => 2 * (quantised(inner) + quantised(config.hidden) + quantised(widest)),
+        // 16-bit activations, and router inputs in two parts; experts' inner activations and results; logits and groups.
+        Computing::Cuda => {
+            let results = config.top_k * config.hidden * F32;
+            2 * (widest + config.hidden + inner) + results + (config.experts + 4 * config.top_k) * F32
+        }
     };
     let per_token = (3 * config.hidden + heads + config.experts) * F32 + temporary;
     let logits = LOGIT_ROWS * 2 * (config.hidden + config.vocab) * F32;

@@ -1,4 +1,4 @@
-use tandem_backend::{DenseFormat, KvFormat, Precision};
+use tandem_backend::{DenseFormat, KvFormat};
 
 use super::weights::{Counting, weight_bytes};
 use super::*;
@@ -8,7 +8,7 @@ fn request(budget_gb: u64) -> MemoryRequest {
     MemoryRequest {
         dense: DenseFormat::Q8,
         kv: KvFormat::Bf16,
-        precision: Precision::Fast,
+        computing: Computing::CpuFast,
         context: None,
         max_streams: 16,
         prefill_chunk: 512,
