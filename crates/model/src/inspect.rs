@@ -174,6 +174,8 @@ fn write_plan(world: usize, plan: &Result<MemoryPlan, MemoryError>, f: &mut fmt:
 mod tests {
     use tandem_backend::KvFormat;
 
+    use crate::memory::Computing;
+
     use super::*;
 
     fn report(config: &Config) -> Report {
