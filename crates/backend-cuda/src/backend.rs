@@ -63,6 +63,8 @@ pub(crate) struct Scratch {
     pub(crate) tokens: Option<DeviceMemory>,
     /// Counters of blocks that have arrived, all zero between kernels.
     pub(crate) arrived: Option<DeviceMemory>,
+    /// Whether any of these has moved since steps were recorded: their addresses are in the recordings.
+    pub(crate) moved: bool,
 }
 
 impl CudaBackend {
@@ -139,25 +141,30 @@ impl State {
         let memory = DeviceMemory::zeroed(device, rope.inv_freq.len() * size_of::<f32>(), "rope frequencies")?;
         device.upload(memory.at(0), &rope.inv_freq)?;
         let address = memory.at(0);
+        self.scratch.moved = true;
         self.rope = Some((rope.inv_freq.clone(), memory));
         Ok(address)
     }
 }
 
-/// At least `bytes` of scratch in `place`.
-pub(crate) fn ensure(
-    device: &Arc<Device>,
-    place: &mut Option<DeviceMemory>,
-    bytes: usize,
-    what: &str,
-) -> Result<u64, BackendError> {
-    if let Some(memory) = place.as_ref().filter(|memory| memory.bytes() >= bytes) {
-        return Ok(memory.at(0));
+impl Scratch {
+    /// The address of at least `bytes` of the memory that `place` picks.
+    pub(crate) fn ensure(
+        &mut self,
+        device: &Arc<Device>,
+        place: fn(&mut Scratch) -> &mut Option<DeviceMemory>,
+        bytes: usize,
+        what: &str,
+    ) -> Result<u64, BackendError> {
+        if let Some(memory) = place(self).as_ref().filter(|memory| memory.bytes() >= bytes) {
+            return Ok(memory.at(0));
+        }
+        self.moved = true;
+        // The old one first: both together may not fit. Freeing waits for the kernels that use it.
+        *place(self) = None;
+        let memory = place(self).insert(DeviceMemory::zeroed(device, bytes, what)?);
+        Ok(memory.at(0))
     }
-    // The old one first: both together may not fit. Freeing waits for the kernels that use it.
-    *place = None;
-    let memory = place.insert(DeviceMemory::zeroed(device, bytes, what)?);
-    Ok(memory.at(0))
 }
 
 fn not_begun() -> BackendError {

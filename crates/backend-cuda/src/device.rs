@@ -158,6 +158,18 @@ impl Device {
     }
 }
 
+impl Device {
+    /// Copies values to the device and waits. On our stream: the driver's synchronous copy may return before the values
+    /// have arrived, and its own stream is not ordered with ours.
+    pub(crate) fn upload(&self, to: u64, values: &[f32]) -> Result<(), BackendError> {
+        self.bind()?;
+        // SAFETY: the caller checked that `to` has room; `values` outlives the wait.
+        unsafe { result::memcpy_htod_async(to, values, self.stream()) }
+            .map_err(|error| failed("copying to the device", error))?;
+        self.synchronize()
+    }
+}
+
 impl Drop for Device {
     fn drop(&mut self) {
         if self.bind().is_ok() {

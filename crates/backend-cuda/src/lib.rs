@@ -10,6 +10,7 @@ mod buffer;
 mod compile;
 mod device;
 mod experts;
+mod few;
 mod graph;
 mod kernels;
 mod kv;

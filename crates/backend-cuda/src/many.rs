@@ -2,14 +2,14 @@
 
 use tandem_backend::{AttentionContext, BackendError, DenseFormat, ExpertsShape, Rope};
 
-use crate::backend::{CudaBackend, ensure};
+use crate::backend::CudaBackend;
 use crate::buffer::{CudaBuffer, CudaRouting, CudaVector};
 use crate::experts::CudaExperts;
+use crate::few::window;
 use crate::kernels::{Kernel, TILES, TileKernel, Tiled, WIDE_TILE};
 use crate::kv::CudaKv;
 use crate::launch::{Launch, arguments};
 use crate::matrix::CudaMatrix;
-use crate::operations::window;
 
 /// Rows that a block of `attention_prefill` works on: (row, query head) pairs over query heads of a key head.
 const ATTENTION_ROWS: usize = 128;
@@ -70,7 +70,7 @@ impl CudaBackend {
         let (high, low) = self.narrow(x, n, true, choice.wide, true)?;
         let logits = {
             let mut state = self.state();
-            ensure(&self.device, &mut state.scratch.logits, n * weight.rows * 4, "router logits")?
+            state.scratch.ensure(&self.device, |s| &mut s.logits, n * weight.rows * 4, "router logits")?
         };
         self.multiply(&choice, weight, None, high, n, logits, false)?;
         self.multiply(&choice, weight, None, low, n, logits, true)?;
@@ -97,12 +97,13 @@ impl CudaBackend {
         let (narrow, _) = self.narrow(x, n, false, up.wide, false)?;
         let mut state = self.state();
         let scratch = &mut state.scratch;
-        let inner = ensure(&self.device, &mut scratch.inner, pairs * intermediate * 2, "experts' inner activations")?;
-        let results = ensure(&self.device, &mut scratch.results, pairs * hidden * 4, "experts' results")?;
+        let inner =
+            scratch.ensure(&self.device, |s| &mut s.inner, pairs * intermediate * 2, "experts' inner activations")?;
+        let results = scratch.ensure(&self.device, |s| &mut s.results, pairs * hidden * 4, "experts' results")?;
         // Tiles of four numbers; then where experts begin, the pairs by expert, and the number of tiles.
         let tiles_most = count + pairs.div_ceil(up.rows);
         let bytes = 16 * tiles_most + 4 * (count + 1 + pairs + 1);
-        let tiles = ensure(&self.device, &mut scratch.groups, bytes, "rows by expert")?;
+        let tiles = scratch.ensure(&self.device, |s| &mut s.groups, bytes, "rows by expert")?;
         let offsets = tiles + 16 * tiles_most as u64;
         let sorted = offsets + 4 * (count + 1) as u64;
         let tile_count = sorted + 4 * pairs as u64;
@@ -268,9 +269,9 @@ impl CudaBackend {
     ) -> Result<(u64, u64), BackendError> {
         let mut state = self.state();
         let bytes = n * x.width * 2;
-        let narrow = ensure(&self.device, &mut state.scratch.narrow, bytes, "narrow activations")?;
+        let narrow = state.scratch.ensure(&self.device, |s| &mut s.narrow, bytes, "narrow activations")?;
         let rest = match rest {
-            true => ensure(&self.device, &mut state.scratch.rest, bytes, "the rest of narrow activations")?,
+            true => state.scratch.ensure(&self.device, |s| &mut s.rest, bytes, "the rest of narrow activations")?,
             false => 0,
         };
         let shape = Launch { grid: (n, 1, 1), threads: 256, shared: 0 };
@@ -289,7 +290,7 @@ impl CudaBackend {
         permuted: bool,
     ) -> Result<u64, BackendError> {
         let mut state = self.state();
-        let narrow = ensure(&self.device, &mut state.scratch.narrow, n * x.width * 2, "narrow activations")?;
+        let narrow = state.scratch.ensure(&self.device, |s| &mut s.narrow, n * x.width * 2, "narrow activations")?;
         let shape = Launch { grid: (n, 1, 1), threads: 256, shared: 0 };
         let arguments = arguments![x.row(0), norm.memory.at(0), narrow, x.width, eps, bf16, permuted];
         self.device.launch_after(self.kernels.rms_norm_rows, shape, arguments)?;

@@ -43,16 +43,16 @@ fn norm_linear_add<B: Backend>(suite: &mut Suite<'_, B>, format: DenseFormat, n:
     backend.rms_norm(&x, n, &norm, EPS, &mut between).unwrap();
     backend.linear(&between, n, &matrix, Some(&bias), &mut update).unwrap();
     backend.norm_linear(&x, n, (&norm, EPS), &matrix, Some(&bias), &mut between, &mut out).unwrap();
-    let expected = widen(&suite.download(&update, n, features));
+    let expected = widen(&suite.read(&update, n, features));
     let what = format!("norm and linear {format:?}, {n} rows");
-    assert_close(&what, &suite.download(&out, n, features), &expected, features, suite.tolerance.linear);
+    assert_close(&what, &suite.read(&out, n, features), &expected, features, suite.tolerance.linear);
 
     backend.linear(&x, n, &matrix, Some(&bias), &mut update).unwrap();
     backend.add(&mut want, n, &update).unwrap();
     backend.linear_add(&x, n, &matrix, Some(&bias), &mut update, &mut got).unwrap();
-    let expected = widen(&suite.download(&want, n, features));
+    let expected = widen(&suite.read(&want, n, features));
     let what = format!("linear and sum {format:?}, {n} rows");
-    assert_close(&what, &suite.download(&got, n, features), &expected, features, suite.tolerance.linear);
+    assert_close(&what, &suite.read(&got, n, features), &expected, features, suite.tolerance.linear);
 }
 
 fn norm_route_moe<B: Backend>(suite: &mut Suite<'_, B>, n: usize) {
@@ -76,9 +76,9 @@ fn norm_route_moe<B: Backend>(suite: &mut Suite<'_, B>, n: usize) {
     backend.norm_route(&x, n, (&norm, EPS), &router, &bias, &mut normed, &mut routing).unwrap();
     let experts = layer.load(backend).unwrap();
     backend.moe_add(&normed, n, &routing, &experts, &mut update, &mut got).unwrap();
-    let expected = widen(&suite.download(&want, n, HIDDEN));
+    let expected = widen(&suite.read(&want, n, HIDDEN));
     let what = format!("norm, router, experts and sum, {n} rows");
-    assert_close(&what, &suite.download(&got, n, HIDDEN), &expected, HIDDEN, suite.tolerance.moe);
+    assert_close(&what, &suite.read(&got, n, HIDDEN), &expected, HIDDEN, suite.tolerance.moe);
 }
 
 fn decode<B: Backend>(suite: &mut Suite<'_, B>, kind: AttentionKind) {
@@ -111,7 +111,7 @@ fn decode<B: Backend>(suite: &mut Suite<'_, B>, kind: AttentionKind) {
             }
             out
         });
-        let [want, got] = outs.map(|out| suite.download(&out, 2 * rows, case.heads * case.dim));
+        let [want, got] = outs.map(|out| suite.read(&out, 2 * rows, case.heads * case.dim));
         let what = format!("rotation, storing and {kind:?} attention, {rows} rows from {position}");
         assert_close(&what, &got, &widen(&want), case.heads * case.dim, suite.tolerance.attention_bf16);
         position += rows;

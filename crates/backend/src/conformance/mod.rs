@@ -81,9 +81,16 @@ impl<B: Backend> Suite<'_, B> {
 
     /// The first `rows` rows of a buffer, also noted as output.
     fn download(&mut self, buffer: &B::Buffer, rows: usize, width: usize) -> Vec<f32> {
+        let values = self.read(buffer, rows, width);
+        self.outputs.extend(&values);
+        values
+    }
+
+    /// The first `rows` rows of a buffer. For what follows from several operations: where a sum's last bit decides how a
+    /// value is quantised next, two instruction sets part further than one operation lets them.
+    fn read(&self, buffer: &B::Buffer, rows: usize, width: usize) -> Vec<f32> {
         let mut values = vec![0.0; rows * width];
         self.backend.download(buffer, 0, &mut values).unwrap();
-        self.outputs.extend(&values);
         values
     }
 }

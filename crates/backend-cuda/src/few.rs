@@ -1,0 +1,453 @@
+//! Operations on a few rows, at most eight at a time through kernels bound by reading weights, and on single rows of
+//! sequences; small operations on any number of rows. More rows go on to `many.rs`.
+
+use std::ffi::c_void;
+
+use cudarc::driver::result;
+use tandem_backend::{AttentionContext, AttentionKind, BackendError, DenseFormat, Draw, ExpertsShape, KvShape, Rope};
+
+use crate::backend::CudaBackend;
+use crate::buffer::{CudaBuffer, CudaRouting, CudaVector};
+use crate::device::failed;
+use crate::experts::CudaExperts;
+use crate::kernels::Kernel;
+use crate::kv::CudaKv;
+use crate::launch::{Argument, Launch, arguments};
+use crate::many::ManyLinear;
+use crate::matrix::CudaMatrix;
+
+/// Tokens of one launch of a decode kernel: the narrow side of the tensor-core product.
+pub(crate) const TOKENS: usize = 8;
+/// Threads of a decode kernel.
+pub(crate) const THREADS: usize = 256;
+/// Bytes of a block's sums: warps x 16 rows x 8 tokens x 4.
+const SUM_BYTES: usize = 8 * 16 * 8 * 4;
+/// Matrices of so many row tiles (lm_head) give every warp a tile of its own instead of sharing k.
+const MANY_TILES: usize = 2048;
+/// Blocks of a decode kernel on a multiprocessor at the same time: enough loads in flight, few prologues.
+const BLOCKS_EACH: usize = 3;
+/// Parts into which the router's k is cut, so that more than a few multiprocessors read it.
+const ROUTER_PARTS: usize = 4;
+/// Most splits of attention over one sequence.
+const SPLITS_MAX: usize = 32;
+/// f32 values of a split's record for one key head: 8 query heads of 64 sums, a maximum and a total.
+const SPLIT_VALUES: usize = 8 * 66;
+/// Rows of one gather launch.
+pub(crate) const GATHER_MAX: usize = 128;
+
+/// Bytes of a token's activations in shared memory, as `staged_stride` in `decode.cuh` has it.
+fn staged_stride(padded_k: usize) -> usize {
+    let bytes = padded_k * 2;
+    if bytes % 128 == 64 { bytes } else { bytes + 64 }
+}
+
+/// How an operation of a linear layer is asked for.
+pub(crate) struct Linear<'a> {
+    pub(crate) x: &'a CudaBuffer,
+    pub(crate) n: usize,
+    pub(crate) weight: &'a CudaMatrix,
+    pub(crate) bias: Option<&'a CudaVector>,
+    pub(crate) norm: Option<(&'a CudaVector, f32)>,
+    pub(crate) add: bool,
+}
+
+impl CudaBackend {
+    pub(crate) fn simple(&self, kernel: Kernel, grid: usize, arguments: &mut [Argument]) -> Result<(), BackendError> {
+        self.device.launch(kernel, Launch { grid: (grid, 1, 1), threads: THREADS, shared: 0 }, arguments)
+    }
+
+    /// `out = norm(x) · weightᵀ + bias`, or added to `out`.
+    pub(crate) fn linear_rows(&self, op: &Linear<'_>, out: &mut CudaBuffer) -> Result<(), BackendError> {
+        let Linear { x, n, weight, bias, norm, add } = *op;
+        x.check("linear input", n, weight.cols)?;
+        out.check("linear output", n, weight.rows)?;
+        check_vector(bias, weight.rows)?;
+        check_vector(norm.map(|(norm, _)| norm), weight.cols)?;
+        if n > TOKENS {
+            return self.linear_many(&ManyLinear { x, n, weight, bias, norm, add }, out);
+        }
+        let many = weight.row_tiles() >= MANY_TILES;
+        let kernels = &self.kernels;
+        let (kernel, tile_cols, parts) = match (weight.format, many) {
+            (DenseFormat::Bf16, false) => (kernels.linear_decode_bf16, 32, 2),
+            (DenseFormat::Bf16, true) => (kernels.linear_decode_bf16_many, 32, 2),
+            (DenseFormat::Q8, false) => (kernels.linear_decode_q8, 32, 1),
+            (DenseFormat::Q8, true) => (kernels.linear_decode_q8_many, 32, 1),
+        };
+        let token_bytes = parts * staged_stride(weight.cols.next_multiple_of(tile_cols));
+        let tokens = self.tokens_at_once(2 * SUM_BYTES, token_bytes)?;
+        let works = if many { weight.row_tiles().div_ceil(8) } else { weight.row_tiles() };
+        let grid = works.min(BLOCKS_EACH * self.device.multiprocessors() as usize);
+        for first in (0..n).step_by(tokens) {
+            let count = tokens.min(n - first);
+            let shape = Launch { grid: (grid, 1, 1), threads: THREADS, shared: 2 * SUM_BYTES + count * token_bytes };
+            let (norm_at, eps) = norm.map_or((0, 0.0), |(norm, eps)| (norm.memory.at(0), eps));
+            self.device.launch(
+                kernel,
+                shape,
+                arguments![
+                    x.row(first),
+                    x.width,
+                    count,
+                    weight.cols,
+                    weight.rows,
+                    weight.tiles.at(0),
+                    weight.scales.at(0),
+                    address(bias),
+                    norm_at,
+                    eps,
+                    out.row(first),
+                    out.width,
+                    add
+                ],
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Tokens whose activations fit a block's shared memory beside `fixed` bytes and 2 KB of static arrays.
+    fn tokens_at_once(&self, fixed: usize, token_bytes: usize) -> Result<usize, BackendError> {
+        let room = (self.device.shared_bytes_max() as usize).saturating_sub(fixed + 2048);
+        match (room / token_bytes).min(TOKENS) {
+            0 => Err(BackendError::Shape(format!("a row of {token_bytes} bytes does not fit shared memory"))),
+            tokens => Ok(tokens),
+        }
+    }
+
+    /// Router, with the norm where given; the normalised rows go to `normed`.
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn route_rows(
+        &self,
+        x: &CudaBuffer,
+        n: usize,
+        norm: Option<(&CudaVector, f32)>,
+        weight: &CudaMatrix,
+        bias: &CudaVector,
+        normed: Option<&CudaBuffer>,
+        out: &CudaRouting,
+    ) -> Result<(), BackendError> {
+        x.check("router input", n, weight.cols)?;
+        check_vector(Some(bias), weight.rows)?;
+        let (experts, top_k) = (weight.rows, out.top_k);
+        if weight.format != DenseFormat::Bf16 || n > out.rows || top_k > experts || top_k > 8 || experts > 256 {
+            return Err(BackendError::Shape(format!("a BF16 router of {n} rows to {top_k} of {experts} experts")));
+        }
+        if n > TOKENS {
+            let Some(((norm, eps), normed)) = norm.zip(normed) else { return self.route_many(x, n, weight, bias, out) };
+            self.simple(
+                self.kernels.rms_norm,
+                n,
+                arguments![x.row(0), x.width, norm.memory.at(0), eps, normed.row(0)],
+            )?;
+            return self.route_many(normed, n, weight, bias, out);
+        }
+        let token_bytes = 2 * staged_stride(weight.cols);
+        let tokens = self.tokens_at_once(SUM_BYTES, token_bytes)?;
+        let parts = ROUTER_PARTS.min(weight.cols / 32);
+        let mut state = self.state();
+        let scratch = &mut state.scratch;
+        let logits = scratch.ensure(&self.device, |s| &mut s.logits, parts * TOKENS * experts * 4, "router logits")?;
+        let arrived = scratch.ensure(&self.device, |s| &mut s.arrived, COUNTER_BYTES, "counters")?;
+        for first in (0..n).step_by(tokens) {
+            let count = tokens.min(n - first);
+            let shared = SUM_BYTES + count * token_bytes;
+            let shape = Launch { grid: (weight.row_tiles(), parts, 1), threads: THREADS, shared };
+            let (norm_at, eps) = norm.map_or((0, 0.0), |(norm, eps)| (norm.memory.at(0), eps));
+            let (ids, weights) = out.row(first);
+            self.device.launch(
+                self.kernels.route_decode,
+                shape,
+                arguments![
+                    x.row(first),
+                    count,
+                    weight.cols,
+                    experts,
+                    weight.tiles.at(0),
+                    bias.memory.at(0),
+                    norm_at,
+                    eps,
+                    normed.map_or(0, |normed| normed.row(first)),
+                    logits,
+                    arrived,
+                    top_k,
+                    ids,
+                    weights
+                ],
+            )?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn moe_rows(
+        &self,
+        x: &CudaBuffer,
+        n: usize,
+        routing: &CudaRouting,
+        experts: &CudaExperts,
+        out: &mut CudaBuffer,
+        add: bool,
+    ) -> Result<(), BackendError> {
+        let ExpertsShape { experts: count, hidden, intermediate, limit, alpha } = experts.shape;
+        x.check("experts' input", n, hidden)?;
+        out.check("experts' output", n, hidden)?;
+        if n > routing.rows {
+            return Err(BackendError::Shape(format!("a routing of {} rows for {n}", routing.rows)));
+        }
+        if n > TOKENS {
+            if !add {
+                out.clear(n)?;
+            }
+            return self.moe_many(x, n, routing, experts, out);
+        }
+        let top_k = routing.top_k;
+        let token_bytes = staged_stride(hidden.next_multiple_of(64));
+        let tokens = self.tokens_at_once(2 * SUM_BYTES, token_bytes)?;
+        let mut state = self.state();
+        let inner_bytes = TOKENS * top_k * intermediate * 2;
+        let inner = state.scratch.ensure(&self.device, |s| &mut s.inner, inner_bytes, "experts' inner activations")?;
+        for first in (0..n).step_by(tokens) {
+            let some = tokens.min(n - first);
+            let (ids, weights) = routing.row(first);
+            let works = ((some * top_k).min(count) * intermediate.div_ceil(8)).div_ceil(2);
+            let grid = works.min(BLOCKS_EACH * self.device.multiprocessors() as usize);
+            let shape = Launch { grid: (grid, 1, 1), threads: THREADS, shared: 2 * SUM_BYTES + some * token_bytes };
+            self.device.launch(
+                self.kernels.moe_gate_up_decode,
+                shape,
+                arguments![
+                    x.row(first),
+                    some,
+                    hidden,
+                    intermediate,
+                    count,
+                    top_k,
+                    ids,
+                    weights,
+                    experts.gate_up.tiles.at(0),
+                    experts.gate_up.scales.at(0),
+                    experts.gate_up_bias.memory.at(0),
+                    limit,
+                    alpha,
+                    inner
+                ],
+            )?;
+            let shape = Launch { grid: (hidden.div_ceil(16), 1, 1), threads: THREADS, shared: 0 };
+            self.device.launch(
+                self.kernels.moe_down_decode,
+                shape,
+                arguments![
+                    inner,
+                    some,
+                    intermediate,
+                    hidden,
+                    count,
+                    top_k,
+                    ids,
+                    weights,
+                    experts.down.tiles.at(0),
+                    experts.down.scales.at(0),
+                    experts.down_bias.memory.at(0),
+                    out.row(first),
+                    add
+                ],
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Attention over rows whose keys are stored, or, with `rotate`, that rotate and store their own.
+    pub(crate) fn attend_rows(
+        &self,
+        qkv: &CudaBuffer,
+        rope: Option<&Rope>,
+        sinks: &CudaVector,
+        context: &AttentionContext<'_>,
+        kv: &CudaKv,
+        out: &mut CudaBuffer,
+    ) -> Result<(), BackendError> {
+        let n = check_rows(context, qkv, kv)?;
+        let (heads, kv_heads) = (context.heads, kv.shape.kv_heads);
+        out.check("attention output", n, heads * kv.shape.head_dim)?;
+        check_vector(Some(sinks), heads)?;
+        if Self::attends_many(context, kv) && !self.state().rows()?.single() {
+            return self.attention_many(qkv, sinks, context, kv, out);
+        }
+        let window = window(context.kind);
+        let mut state = self.state();
+        if !kv.usual() || heads / kv_heads > 8 {
+            let rows = state.rows()?;
+            let (tables, stride) = rows.tables(context.kind);
+            let shape = Launch { grid: (n, heads.div_ceil(8), 1), threads: THREADS, shared: 0 };
+            let mut values = [
+                qkv.row(0).into(),
+                heads.into(),
+                sinks.memory.at(0).into(),
+                tables.into(),
+                stride.into(),
+                rows.sequences().into(),
+                rows.positions().into(),
+                window.into(),
+                out.row(0).into(),
+            ];
+            return self.launch_with_cache(self.kernels.attention_any, shape, &mut values, 3, context, kv);
+        }
+        let (inv_freq, scale) = match rope {
+            Some(rope) => (state.rope(&self.device, rope)?, rope.scale),
+            None => (0, 0.0),
+        };
+        // Two to three blocks a multiprocessor; a window is never split.
+        let wanted = BLOCKS_EACH * self.device.multiprocessors() as usize / (n * kv_heads);
+        let splits = if window > 0 { 1 } else { wanted.clamp(1, SPLITS_MAX) };
+        let bytes = if splits > 1 { n * kv_heads * splits * SPLIT_VALUES * 4 } else { 0 };
+        let partial = state.scratch.ensure(&self.device, |s| &mut s.splits, bytes, "attention's splits")?;
+        let counters = COUNTER_BYTES.max(n * kv_heads * 4);
+        let arrived = state.scratch.ensure(&self.device, |s| &mut s.arrived, counters, "counters")?;
+        let rows = state.rows()?;
+        let (tables, stride) = rows.tables(context.kind);
+        self.device.launch(
+            self.kernels.attention_decode,
+            Launch { grid: (splits, kv_heads, n), threads: THREADS, shared: 0 },
+            arguments![
+                qkv.row(0),
+                heads,
+                kv_heads,
+                inv_freq,
+                scale,
+                rope.is_some(),
+                sinks.memory.at(0),
+                kv.memory.at(0),
+                kv.shape.layers,
+                context.layer,
+                tables,
+                stride,
+                rows.sequences(),
+                rows.positions(),
+                window,
+                partial,
+                arrived,
+                out.row(0)
+            ],
+        )
+    }
+
+    pub(crate) fn draw_some(
+        &self,
+        logits: &CudaBuffer,
+        first: usize,
+        draws: &[Draw],
+        tokens: &mut [u32],
+    ) -> Result<(), BackendError> {
+        const NONE: f32 = 0.0;
+        let mut list = DrawList { uniform: [0.0; DRAWS_MAX], inverse_temperature: [NONE; DRAWS_MAX] };
+        for (i, draw) in draws.iter().enumerate() {
+            list.uniform[i] = draw.uniform;
+            list.inverse_temperature[i] = if draw.temperature > 0.0 { draw.temperature.recip() } else { NONE };
+        }
+        let mut state = self.state();
+        let scratch = &mut state.scratch;
+        let chunks =
+            scratch.ensure(&self.device, |s| &mut s.chunks, DRAWS_MAX * DRAW_CHUNKS * 12, "chunks of logits")?;
+        let arrived = scratch.ensure(&self.device, |s| &mut s.arrived, COUNTER_BYTES, "counters")?;
+        let chosen = scratch.ensure(&self.device, |s| &mut s.tokens, DRAWS_MAX * 4, "chosen tokens")?;
+        let mut arguments =
+            [logits.row(first).into(), logits.width.into(), Argument::from(chunks), arrived.into(), chosen.into()];
+        let mut values: Vec<*mut c_void> = arguments.iter_mut().map(Argument::address).collect();
+        values.insert(2, std::ptr::from_mut(&mut list).cast());
+        let shape = Launch { grid: (DRAW_CHUNKS, draws.len(), 1), threads: THREADS, shared: 0 };
+        self.device.launch_raw(self.kernels.draw_tokens, shape, &mut values, true)?;
+        self.device.synchronize()?;
+        // SAFETY: room for DRAWS_MAX tokens, and no more are asked for.
+        unsafe { result::memcpy_dtoh_sync(tokens, chosen) }.map_err(|error| failed("reading chosen tokens", error))
+    }
+
+    /// Launches with the cache's description, a structure, as argument number `place`.
+    pub(crate) fn launch_with_cache(
+        &self,
+        kernel: Kernel,
+        shape: Launch,
+        arguments: &mut [Argument],
+        place: usize,
+        context: &AttentionContext<'_>,
+        kv: &CudaKv,
+    ) -> Result<(), BackendError> {
+        let KvShape { layers, block_tokens, kv_heads, head_dim, .. } = kv.shape;
+        let number = |value: usize| value as i32;
+        let mut cache = Cache {
+            pool: kv.memory.at(0),
+            bytes: number(kv.value_bytes()),
+            layers: number(layers),
+            layer: number(context.layer),
+            kv_heads: number(kv_heads),
+            block_tokens: number(block_tokens),
+            dim: number(head_dim),
+        };
+        let mut values: Vec<*mut c_void> = arguments.iter_mut().map(Argument::address).collect();
+        values.insert(place, std::ptr::from_mut(&mut cache).cast());
+        self.device.launch_raw(kernel, shape, &mut values, true)
+    }
+}
+
+/// `Cache` of `attention_any.cu`.
+#[repr(C)]
+struct Cache {
+    pool: u64,
+    bytes: i32,
+    layers: i32,
+    layer: i32,
+    kv_heads: i32,
+    block_tokens: i32,
+    dim: i32,
+}
+
+/// `RowList` of `rows.cu`.
+#[repr(C)]
+pub(crate) struct RowList {
+    pub(crate) rows: [i32; GATHER_MAX],
+}
+
+/// Rows of one launch of `draw.cu`, and blocks of a row.
+pub(crate) const DRAWS_MAX: usize = 64;
+const DRAW_CHUNKS: usize = 64;
+
+/// `Draws` of `draw.cu`.
+#[repr(C)]
+struct DrawList {
+    uniform: [f64; DRAWS_MAX],
+    inverse_temperature: [f32; DRAWS_MAX],
+}
+
+/// Counters: of the router, and of 8 decoding rows' attention.
+const COUNTER_BYTES: usize = 4096;
+
+fn address(vector: Option<&CudaVector>) -> u64 {
+    vector.map_or(0, |vector| vector.memory.at(0))
+}
+
+/// 0: all earlier positions.
+pub(crate) fn window(kind: AttentionKind) -> usize {
+    match kind {
+        AttentionKind::Full => 0,
+        AttentionKind::Sliding { window } => window,
+    }
+}
+
+fn check_vector(vector: Option<&CudaVector>, len: usize) -> Result<(), BackendError> {
+    match vector {
+        Some(vector) if vector.len != len => {
+            Err(BackendError::Shape(format!("a vector of {} where {len} are needed", vector.len)))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Rows of the batch, which `qkv` must hold.
+pub(crate) fn check_rows(context: &AttentionContext<'_>, qkv: &CudaBuffer, kv: &CudaKv) -> Result<usize, BackendError> {
+    let n = context.batch.tokens.len();
+    let KvShape { kv_heads, head_dim, layers, .. } = kv.shape;
+    qkv.check("attention input", n, (context.heads + 2 * kv_heads) * head_dim)?;
+    if context.layer >= layers || !context.heads.is_multiple_of(kv_heads) {
+        let heads = context.heads;
+        return Err(BackendError::Shape(format!("layer {} of {layers}, {heads} heads over {kv_heads}", context.layer)));
+    }
+    Ok(n)
+}
