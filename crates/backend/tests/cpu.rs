@@ -35,19 +35,28 @@ fn exact_equalities_hold_on_every_isa() {
     }
 }
 
-/// Integer sums are the same on every instruction set; only the order and fusing of f32 sums over groups differ.
-const FAST_ACROSS_ISAS: f32 = 1e-4;
+/// Integer sums are the same on every instruction set; the order and fusing of f32 sums over groups differ. Between the
+/// experts' two products values are quantised twice, to 2^-14 of their group's largest, and the last bit of an f32 sum decides
+/// now and then which way: all outputs together stay this close,
+const FAST_ACROSS_ISAS: f64 = 1e-5;
+/// and one alone moves by a few such steps.
+const FAST_ACROSS_ISAS_ONE: f32 = 1e-3;
 
 #[test]
 fn fast_conforms_and_agrees_with_scalar_on_every_isa() {
     let scalar = conformance::run(&backend(Precision::Fast, Isa::Scalar, 2), Precision::Fast);
+    let norm: f64 = scalar.iter().map(|b| f64::from(*b).powi(2)).sum();
     for isa in Isa::all_available().filter(|isa| *isa != Isa::Scalar) {
         let outputs = conformance::run(&backend(Precision::Fast, isa, 2), Precision::Fast);
         assert_eq!(outputs.len(), scalar.len());
+        let mut difference = 0.0;
         for (i, (a, b)) in outputs.iter().zip(&scalar).enumerate() {
-            let bound = FAST_ACROSS_ISAS * (1.0 + b.abs());
+            let bound = FAST_ACROSS_ISAS_ONE * (1.0 + b.abs());
             assert!((a - b).abs() <= bound, "{isa}: output {i} is {a}, scalar {b}");
+            difference += f64::from(a - b).powi(2);
         }
+        let error = (difference / norm).sqrt();
+        assert!(error <= FAST_ACROSS_ISAS, "{isa}: relative error {error:.2e} against scalar");
     }
 }
 
