@@ -133,7 +133,7 @@ pub struct ServeArgs {
     /// Let /metrics be read without a key.
     #[arg(long, env = "TANDEM_OPEN_METRICS")]
     pub open_metrics: bool,
-    /// Web pages that may use the server from a browser, like https://chat.example.com, or * for all (default: only its own).
+    /// Web pages that may use the server from a browser, like `https://chat.example.com`, or * for all (default: only its own).
     #[arg(long, value_name = "ORIGIN", env = "TANDEM_CORS_ORIGIN", value_delimiter = ',')]
     pub cors_origin: Vec<String>,
     /// Serve HTTPS: file with the certificate and those that vouch for it (PEM).
