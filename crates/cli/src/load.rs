@@ -100,7 +100,7 @@ pub fn load(args: &ModelArgs, progress: Progress) -> Result<Loaded> {
     info!("loaded in {:.1} s", started.elapsed().as_secs_f64());
     let settings = EngineSettings {
         max_queue: args.max_queue as usize,
-        prefill_chunk: args.prefill_chunk,
+        prefill_chunk: place.prefill_chunk(args),
         pipeline_depth: args.pipeline_depth.into(),
         step_timeout: STEP_TIMEOUT,
         ..EngineSettings::default()
@@ -122,17 +122,18 @@ pub fn load(args: &ModelArgs, progress: Progress) -> Result<Loaded> {
 /// The memory plan for what was typed, without loading anything.
 pub fn memory_request(args: &ModelArgs) -> Result<MemoryRequest> {
     let numbers = Numbers::of(args)?;
+    let place = Place::choose(args)?;
     Ok(MemoryRequest {
         dense: numbers.dense,
         kv: numbers.kv,
-        computing: match (Place::choose(args)?, numbers.precision) {
+        computing: match (place, numbers.precision) {
             (Place::Cuda, _) => Computing::Cuda,
             (Place::Cpu, Precision::Exact) => Computing::CpuExact,
             (Place::Cpu, Precision::Fast) => Computing::CpuFast,
         },
         context: args.context,
         max_streams: args.max_streams,
-        prefill_chunk: args.prefill_chunk,
+        prefill_chunk: place.prefill_chunk(args),
         block_tokens: BLOCK_TOKENS,
         budget_bytes: budget(args)?,
         world: 1,
@@ -293,6 +294,15 @@ impl Place {
             },
             Device::Auto => Ok(if unfit.is_some() { Self::Cpu } else { Self::Cuda }),
         }
+    }
+
+    /// Prompt tokens of a step: what was asked for, or what the device needs to be at its best without making others wait
+    /// for long. A step reads nearly all experts whatever its size, which a GPU wants to share among many tokens.
+    fn prefill_chunk(self, args: &ModelArgs) -> u32 {
+        args.prefill_chunk.unwrap_or(match self {
+            Self::Cpu => 512,
+            Self::Cuda => 4096,
+        })
     }
 
     /// Tells what was chosen and why, where the choice was ours.

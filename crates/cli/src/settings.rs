@@ -77,9 +77,9 @@ pub struct ModelArgs {
     /// Most requests computed at once; more wait in the queue.
     #[arg(long, value_name = "N", default_value_t = 16, env = "TANDEM_MAX_STREAMS", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub max_streams: u32,
-    /// Most prompt tokens computed in one step, beside the running answers.
-    #[arg(long, value_name = "TOKENS", default_value_t = 512, env = "TANDEM_PREFILL_CHUNK", value_parser = clap::value_parser!(u32).range(1..=8192))]
-    pub prefill_chunk: u32,
+    /// Most prompt tokens computed in one step, beside the running answers (default: 512 on a CPU, 4096 on a GPU).
+    #[arg(long, value_name = "TOKENS", env = "TANDEM_PREFILL_CHUNK", value_parser = clap::value_parser!(u32).range(1..=8192))]
+    pub prefill_chunk: Option<u32>,
     /// CPU threads (default: one for each core this process may use).
     #[arg(long, value_name = "N", env = "TANDEM_THREADS", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
