@@ -106,7 +106,7 @@ pub trait Backend: Send {
     /// Chosen experts and their weights, for every row.
     type Routing: Send;
 
-    /// Device, code path and precision, for the log: `cpu avx512-vnni, 2 threads, int8 activations`.
+    /// Device, code path and precision, for the log: `cpu avx512-vnni, 2 threads, activations int8 twice over`.
     fn describe(&self) -> String;
 
     // ---- memory ----

@@ -160,7 +160,7 @@ impl Backend for CpuBackend {
     type Routing = CpuRouting;
 
     fn describe(&self) -> String {
-        let activations = if self.exact() { "f32 activations, exact" } else { "int8 activations" };
+        let activations = if self.exact() { "f32 activations, exact" } else { "activations int8 twice over" };
         let (isa, threads) = (self.isa, self.pool.threads());
         let plural = if threads == 1 { "" } else { "s" };
         format!("cpu {isa}, {threads} thread{plural}, {activations}")
