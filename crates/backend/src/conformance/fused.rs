@@ -83,12 +83,12 @@ fn norm_route_moe<B: Backend>(suite: &mut Suite<'_, B>, n: usize) {
 
 fn decode<B: Backend>(suite: &mut Suite<'_, B>, kind: AttentionKind) {
     let case = Case { heads: 16, kv_heads: 2, dim: 64, block_tokens: 16, format: KvFormat::Bf16, kind, sink: 0.3 };
-    let (backend, blocks, width) = (suite.backend, 202, 20 * 64);
+    let (backend, blocks, width) = (suite.backend, 64, 20 * 64);
     let mut random = Random(5);
     let mut pools = [backend.kv(case.shape(blocks)).unwrap(), backend.kv(case.shape(blocks)).unwrap()];
     let sinks = backend.vector(&case.sinks().0).unwrap();
     let mut position = 0;
-    for rows in [90, 36, 1, 1, 1, 1, 1, 700, 1, 600, 1] {
+    for rows in [90, 36, 1, 1, 1, 1, 1, 150, 1, 100, 1] {
         let values = random.normals(2 * rows * width, 1.0);
         let tables = [0, 1].map(|which| case.table(0, position, position + rows, which, blocks));
         let sequences = [
