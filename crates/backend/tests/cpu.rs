@@ -15,13 +15,13 @@ fn bits(outputs: &[f32]) -> Vec<u32> {
 
 #[test]
 fn exact_conforms_with_the_same_bits_on_every_isa_and_any_threads() {
-    let scalar = conformance::run(&backend(Precision::Exact, Isa::Scalar, 1), Precision::Exact);
+    let scalar = conformance::run(&backend(Precision::Exact, Isa::Scalar, 1), Precision::Exact).values;
     for isa in Isa::all_available() {
         for threads in [1, 3] {
             if (isa, threads) == (Isa::Scalar, 1) {
                 continue;
             }
-            let outputs = conformance::run(&backend(Precision::Exact, isa, threads), Precision::Exact);
+            let outputs = conformance::run(&backend(Precision::Exact, isa, threads), Precision::Exact).values;
             let different = bits(&outputs).iter().zip(bits(&scalar)).position(|(a, b)| *a != b);
             assert_eq!(different, None, "{isa} with {threads} threads differs from scalar");
         }
@@ -35,28 +35,29 @@ fn exact_equalities_hold_on_every_isa() {
     }
 }
 
-/// Integer sums are the same on every instruction set; the order and fusing of f32 sums over groups differ. Between the
-/// experts' two products values are quantised twice, to 2^-14 of their group's largest, and the last bit of an f32 sum decides
-/// now and then which way: all outputs together stay this close,
-const FAST_ACROSS_ISAS: f64 = 1e-5;
-/// and one alone moves by a few such steps.
-const FAST_ACROSS_ISAS_ONE: f32 = 1e-3;
+/// Integer sums are the same on every instruction set; only the order and fusing of f32 sums over groups differ.
+const FAST_ACROSS_ISAS: f32 = 1e-4;
+/// Between the experts' two products values are quantised twice, to 2^-14 of their group's largest, and the last bit of an
+/// f32 sum decides now and then which way: one of their outputs alone moves by a few such steps,
+const EXPERTS_ACROSS_ISAS: f32 = 1e-3;
+/// and all outputs together stay this close.
+const ALL_ACROSS_ISAS: f64 = 1e-5;
 
 #[test]
 fn fast_conforms_and_agrees_with_scalar_on_every_isa() {
     let scalar = conformance::run(&backend(Precision::Fast, Isa::Scalar, 2), Precision::Fast);
-    let norm: f64 = scalar.iter().map(|b| f64::from(*b).powi(2)).sum();
+    let norm: f64 = scalar.values.iter().map(|b| f64::from(*b).powi(2)).sum();
     for isa in Isa::all_available().filter(|isa| *isa != Isa::Scalar) {
-        let outputs = conformance::run(&backend(Precision::Fast, isa, 2), Precision::Fast);
-        assert_eq!(outputs.len(), scalar.len());
+        let outputs = conformance::run(&backend(Precision::Fast, isa, 2), Precision::Fast).values;
+        assert_eq!(outputs.len(), scalar.values.len());
         let mut difference = 0.0;
-        for (i, (a, b)) in outputs.iter().zip(&scalar).enumerate() {
-            let bound = FAST_ACROSS_ISAS_ONE * (1.0 + b.abs());
-            assert!((a - b).abs() <= bound, "{isa}: output {i} is {a}, scalar {b}");
+        for (i, (a, b)) in outputs.iter().zip(&scalar.values).enumerate() {
+            let share = if scalar.experts.contains(&i) { EXPERTS_ACROSS_ISAS } else { FAST_ACROSS_ISAS };
+            assert!((a - b).abs() <= share * (1.0 + b.abs()), "{isa}: output {i} is {a}, scalar {b}");
             difference += f64::from(a - b).powi(2);
         }
         let error = (difference / norm).sqrt();
-        assert!(error <= FAST_ACROSS_ISAS, "{isa}: relative error {error:.2e} against scalar");
+        assert!(error <= ALL_ACROSS_ISAS, "{isa}: relative error {error:.2e} against scalar");
     }
 }
 

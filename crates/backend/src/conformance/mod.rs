@@ -51,17 +51,27 @@ impl Tolerance {
     }
 }
 
-/// Runs every operation through its cases and returns all outputs, so that callers can compare the bits of two backends
-/// (one thread and several, scalar code and vectors).
-pub fn run<B: Backend>(backend: &B, precision: Precision) -> Vec<f32> {
+/// All outputs of a run, so that callers can compare two backends (one thread and several, scalar code and vectors).
+#[derive(Clone, Debug)]
+pub struct Outputs {
+    /// In the order of the cases.
+    pub values: Vec<f32>,
+    /// Which of them are the experts'.
+    pub experts: std::ops::Range<usize>,
+}
+
+/// Runs every operation through its cases.
+pub fn run<B: Backend>(backend: &B, precision: Precision) -> Outputs {
     let mut suite = Suite { backend, tolerance: Tolerance::of(precision), outputs: Vec::new() };
     simple::run(&mut suite);
     dense::run(&mut suite);
     attention::run(&mut suite);
+    let first = suite.outputs.len();
     experts::run(&mut suite);
+    let experts = first..suite.outputs.len();
     draw::run(&mut suite);
     fused::run(&mut suite);
-    suite.outputs
+    Outputs { values: suite.outputs, experts }
 }
 
 /// A backend under test.
