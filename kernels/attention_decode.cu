@@ -2,10 +2,12 @@
 // query heads a key head: bound by reading the cache once.
 //
 // Who computes what: block (split, key head, row) has the row's positions of one split, in units of cache blocks; its
-// eight warps take turns with the cache blocks. A warp scores 16 positions at a time (two lanes a position, 32 dimensions
-// each) for all query heads of the key head, keeps an online softmax in base 2, and adds up values with two dimensions a
-// lane. Warps are merged through shared memory, splits through `partial` by whichever block of a (row, key head) comes
-// last, in the order of splits. The sink enters once, at the very end. Splits without positions take no part.
+// eight warps take turns with the cache blocks. A warp scores 16 positions at a time for all query heads of the key head,
+// keeps an online softmax in base 2, and adds up values. Both products are mma.m16n8k16 with BF16 operands: query heads are
+// rows 0-7 of A and what rounding them to BF16 left is rows 8-15, so that queries and weights count as if they had 16 bits;
+// positions, then dimensions, are the columns. Lane `4 g + t` has head g throughout. Warps are merged through shared
+// memory, splits through `partial` by whichever block of a (row, key head) comes last, in the order of splits. The sink
+// enters once, at the very end. Splits without positions take no part.
 //
 // With `rotate`, q and k in `qkv` are not yet rotated: q is rotated on the way in, and the block that has the row's own
 // position rotates and stores its key and value first. Only for batches in which every row is a sequence of its own.
@@ -19,6 +21,82 @@ constexpr int POSITIONS = 16;    // of a cache block
 constexpr int WARPS = 8;
 constexpr int BLOCKS_MIN = 9;    // of a split: the 128 positions of a window never need two
 constexpr float LOG2E = 1.4426950408889634f;
+
+/// BF16 pairs of queries or weights: what rounding to BF16 keeps, and what it leaves.
+DEVICE void split_bf16(float x, float y, u32& high, u32& low) {
+    high = pack_bf16(x, y);
+    low = pack_bf16(x - from_bits(high << 16), y - from_bits(high & 0xffff0000u));
+}
+
+/// One warp's walk over cache blocks. A lane's 16 dimensions of a query are 8 t .. 8 t + 7 and the same plus 32: two
+/// 16-byte loads of a key, which with its three neighbours' are whole sectors.
+struct Walk {
+    u32 query[4][4];              // A operand of the scores, by k16 step
+    float largest, total;         // of head g; `total` over the lane's positions
+    float sums[8][4];             // [i][0]: dimension 16 t + i, [i][1]: 16 t + 8 + i; [i][2], [i][3]: by the weights' low parts
+
+    /// `q`: the head's 64 values, or any where there is no such head.
+    DEVICE void begin(const float* q, int t) {
+#pragma unroll
+        for (int step = 0; step < 4; step++) {
+            const float* mine = q + step / 2 * 32 + t * 8 + step % 2 * 4;
+            split_bf16(mine[0], mine[1], query[step][0], query[step][1]);
+            split_bf16(mine[2], mine[3], query[step][2], query[step][3]);
+        }
+        largest = -INFINITY, total = 0;
+#pragma unroll
+        for (int i = 0; i < 8; i++) sums[i][0] = sums[i][1] = sums[i][2] = sums[i][3] = 0;
+    }
+
+    /// Takes in a cache block, of which positions `from .. to` count, at least one.
+    DEVICE void take(const u16* block, int from, int to, int g, int t) {
+        uint4 key[2][2], value[4]; // [columns 0-7, 8-15][dimensions below 32, above]; positions 2t, 2t + 1, 2t + 8, 2t + 9
+#pragma unroll
+        for (int i = 0; i < 4; i++) key[i / 2][i % 2] = *(const uint4*)(block + (i / 2 * 8 + g) * DIM + i % 2 * 32 + t * 8);
+        const u16* values = block + POSITIONS * DIM;
+#pragma unroll
+        for (int i = 0; i < 4; i++) value[i] = *(const uint4*)(values + (t * 2 + i / 2 * 8 + i % 2) * DIM + g * 8);
+        float weight[4]; // of positions 2t, 2t + 1, 2t + 8, 2t + 9
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            float score[4] = {0, 0, 0, 0};
+            mma_bf16(score, query[0], key[half][0].x, key[half][0].y);
+            mma_bf16(score, query[1], key[half][0].z, key[half][0].w);
+            mma_bf16(score, query[2], key[half][1].x, key[half][1].y);
+            mma_bf16(score, query[3], key[half][1].z, key[half][1].w);
+            weight[half * 2] = score[0] + score[2], weight[half * 2 + 1] = score[1] + score[3];
+        }
+        if (from > 0 || to < POSITIONS) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                int position = t * 2 + i / 2 * 8 + i % 2;
+                // What was never written may be anything, NaN included.
+                if (position < from || position >= to) weight[i] = -INFINITY, value[i] = make_uint4(0, 0, 0, 0);
+            }
+        }
+        float most = fmaxf(fmaxf(weight[0], weight[1]), fmaxf(weight[2], weight[3]));
+        most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, 1));
+        most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, 2));
+        most = fmaxf(most, largest);
+        float shrink = exp2f(largest - most);
+        largest = most;
+#pragma unroll
+        for (int i = 0; i < 4; i++) weight[i] = exp2f(weight[i] - most);
+        total = total * shrink + ((weight[0] + weight[1]) + (weight[2] + weight[3]));
+        u32 a[4];
+        split_bf16(weight[0], weight[1], a[0], a[1]);
+        split_bf16(weight[2], weight[3], a[2], a[3]);
+        const u32* rows[4] = {&value[0].x, &value[1].x, &value[2].x, &value[3].x};
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            u32 pick = i % 2 ? 0x7632 : 0x5410;
+#pragma unroll
+            for (int j = 0; j < 4; j++) sums[i][j] *= shrink;
+            mma_bf16(sums[i], a, __byte_perm(rows[0][i / 2], rows[1][i / 2], pick),
+                     __byte_perm(rows[2][i / 2], rows[3][i / 2], pick));
+        }
+    }
+};
 
 struct Softmax { // of one head over some positions, base 2
     float largest, total;
@@ -42,13 +120,12 @@ DEVICE void rotate_own_key(const float* qkv, int heads, int kv_heads, int head, 
     }
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * WARP, 1)
+extern "C" __global__ void __launch_bounds__(WARPS * WARP, 2)
     attention_decode(const float* qkv, int heads, int kv_heads, const float* inv_freq, float rope_scale, int rotate,
                      const float* sinks, u16* pool, int layers, int layer, const int* tables, int table_stride,
                      const int* sequences, const int* positions, int window, float* partial, u32* arrived, float* out) {
-    __shared__ __align__(16) float q[GROUP_HEADS][2][36]; // halves apart, so that they fall on different banks
-    __shared__ __align__(16) float weights[WARPS][POSITIONS][GROUP_HEADS];
-    __shared__ float merged[WARPS][GROUP_HEADS][DIM];
+    __shared__ float q[GROUP_HEADS][DIM];
+    __shared__ __align__(16) float merged[WARPS][GROUP_HEADS][DIM];
     __shared__ Softmax states[WARPS][GROUP_HEADS];
     __shared__ bool last;
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
@@ -65,9 +142,11 @@ extern "C" __global__ void __launch_bounds__(WARPS * WARP, 1)
     if (split >= active) return;
     const int* table = tables + sequences[row] * table_stride;
     const float* own = qkv + (u64)row * (heads + 2 * kv_heads) * DIM;
-    auto keys = [&](int block) { return pool + (((u64)table[block] * layers + layer) * kv_heads + head) * (2 * POSITIONS * DIM); };
-    if (rotate && split == active - 1)
-        rotate_own_key(own, heads, kv_heads, head, position, inv_freq, rope_scale, keys(position / POSITIONS));
+    auto cached = [&](int entry) { return pool + (((u64)entry * layers + layer) * kv_heads + head) * (2 * POSITIONS * DIM); };
+    if (rotate && split == active - 1) {
+        u16* keys = cached(table[position / POSITIONS]);
+        rotate_own_key(own, heads, kv_heads, head, position, inv_freq, rope_scale, keys);
+    }
     { // q of head `warp`: scaled for a softmax in base 2
         float a = 0, b = 0;
         if (warp < group) {
@@ -81,82 +160,34 @@ extern "C" __global__ void __launch_bounds__(WARPS * WARP, 1)
                 b = b * cosine + x * sine;
             }
         }
-        q[warp][0][lane] = a * (0.125f * LOG2E);
-        q[warp][1][lane] = b * (0.125f * LOG2E);
+        q[warp][lane] = a * (0.125f * LOG2E);
+        q[warp][lane + 32] = b * (0.125f * LOG2E);
     }
     __syncthreads();
 
-    float largest[GROUP_HEADS], total[GROUP_HEADS], sums[GROUP_HEADS][2];
-#pragma unroll
-    for (int h = 0; h < GROUP_HEADS; h++) largest[h] = -INFINITY, total[h] = 0, sums[h][0] = sums[h][1] = 0;
-    int where = lane / 2, half = lane % 2;
+    int g = lane / 4, t = lane % 4;
+    Walk walk;
+    walk.begin(q[g], t);
     int end_block = min(first_block + blocks, first_block + (split + 1) * chunk);
-    for (int block = first_block + split * chunk + warp; block < end_block; block += WARPS) {
-        const u16* k = keys(block);
-        const uint4* key = (const uint4*)(k + where * DIM + half * 32);
-        uint4 raw[4];
-#pragma unroll
-        for (int i = 0; i < 4; i++) raw[i] = key[i];
-        u32 value[POSITIONS];
-        const u32* v = (const u32*)(k + POSITIONS * DIM) + lane;
-#pragma unroll
-        for (int i = 0; i < POSITIONS; i++) value[i] = v[i * (DIM / 2)];
-        float score[GROUP_HEADS];
-#pragma unroll
-        for (int h = 0; h < GROUP_HEADS; h++) {
-            const float4* mine = (const float4*)q[h][half];
-            float sum = 0;
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                float4 x = mine[2 * i], y = mine[2 * i + 1];
-                sum += x.x * from_bits(raw[i].x << 16) + x.y * from_bits(raw[i].x & 0xffff0000u);
-                sum += x.z * from_bits(raw[i].y << 16) + x.w * from_bits(raw[i].y & 0xffff0000u);
-                sum += y.x * from_bits(raw[i].z << 16) + y.y * from_bits(raw[i].z & 0xffff0000u);
-                sum += y.z * from_bits(raw[i].w << 16) + y.w * from_bits(raw[i].w & 0xffff0000u);
-            }
-            score[h] = sum + __shfl_xor_sync(ALL_LANES, sum, 1);
-        }
-        int here = block * POSITIONS + where;
-        bool seen = here >= begin && here <= position;
-        float shrink[GROUP_HEADS];
-#pragma unroll
-        for (int h = 0; h < GROUP_HEADS; h++) {
-            score[h] = seen ? score[h] : -INFINITY;
-            // Every block has a position that is seen, so the maximum is finite.
-            float now = fmaxf(largest[h], warp_max(score[h]));
-            shrink[h] = exp2f(largest[h] - now);
-            largest[h] = now;
-            score[h] = exp2f(score[h] - now);
-            total[h] = total[h] * shrink[h] + (half ? 0.0f : score[h]);
-            sums[h][0] *= shrink[h], sums[h][1] *= shrink[h];
-        }
-        float4* mine = (float4*)weights[warp][where];
-        mine[half] = half ? make_float4(score[4], score[5], score[6], score[7])
-                          : make_float4(score[0], score[1], score[2], score[3]);
-        __syncwarp();
-#pragma unroll
-        for (int i = 0; i < POSITIONS; i++) {
-            float low = from_bits(value[i] << 16), high = from_bits(value[i] & 0xffff0000u);
-            // What was never written may be anything, NaN included.
-            if (block * POSITIONS + i > position || block * POSITIONS + i < begin) low = high = 0;
-            const float4* w = (const float4*)weights[warp][i];
-            float4 x = w[0], y = w[1];
-            sums[0][0] += x.x * low, sums[0][1] += x.x * high;
-            sums[1][0] += x.y * low, sums[1][1] += x.y * high;
-            sums[2][0] += x.z * low, sums[2][1] += x.z * high;
-            sums[3][0] += x.w * low, sums[3][1] += x.w * high;
-            sums[4][0] += y.x * low, sums[4][1] += y.x * high;
-            sums[5][0] += y.y * low, sums[5][1] += y.y * high;
-            sums[6][0] += y.z * low, sums[6][1] += y.z * high;
-            sums[7][0] += y.w * low, sums[7][1] += y.w * high;
-        }
-        __syncwarp();
+    int block = first_block + split * chunk + warp;
+    int entry = block < end_block ? table[block] : 0;
+    for (; block < end_block; block += WARPS) {
+        const u16* its = cached(entry);
+        if (block + WARPS < end_block) entry = table[block + WARPS]; // on its way meanwhile
+        walk.take(its, max(begin - block * POSITIONS, 0), min(position + 1 - block * POSITIONS, POSITIONS), g, t);
     }
+    walk.total += __shfl_xor_sync(ALL_LANES, walk.total, 1);
+    walk.total += __shfl_xor_sync(ALL_LANES, walk.total, 2);
+    if (t == 0) states[warp][g] = {walk.largest, walk.total};
 #pragma unroll
-    for (int h = 0; h < GROUP_HEADS; h++) {
-        float all = warp_sum(total[h]);
-        if (lane == 0) states[warp][h] = {largest[h], all};
-        *(float2*)&merged[warp][h][lane * 2] = make_float2(sums[h][0], sums[h][1]);
+    for (int i = 0; i < 4; i++) {
+        float to[4];
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const float(&sum)[4] = walk.sums[i % 2 * 4 + j];
+            to[j] = i / 2 ? sum[1] + sum[3] : sum[0] + sum[2];
+        }
+        *(float4*)&merged[warp][g][t * 16 + i * 4] = make_float4(to[0], to[1], to[2], to[3]);
     }
     __syncthreads();
 
