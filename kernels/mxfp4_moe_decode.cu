@@ -108,7 +108,7 @@ extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
     __shared__ int chosen[CHOICES], list[CHOICES], count;
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, tile = blockIdx.x;
     int k_tiles = (units + 63) / 64, row_tiles = gridDim.x;
-    wait_for_predecessor();
+    // The router is done: gate_up, which launched this kernel, had waited for it. Only z is not there yet.
     int items = list_experts(ids, n * top_k, experts, chosen, list, &count) * PARTS;
     let_successor_start();
     int row = threadIdx.x / TOKENS, token = threadIdx.x % TOKENS, feature = tile * 16 + row;
@@ -122,11 +122,17 @@ extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
     float c[4] = {0, 0, 0, 0};
     Share<MXFP4> held[AHEAD];
     uint4 b[AHEAD][2];
+    bool waited = false;
     for (int item = warp; item < items; item += DECODE_WARPS) {
         int expert = list[item / PARTS], part = item % PARTS;
         int first = k_tiles * part / PARTS, end = k_tiles * (part + 1) / PARTS, left = end - first;
         u64 at = ((u64)expert * row_tiles + tile) * k_tiles + first;
         const u8 *its_tile = tiles + at * BYTES + lane * 16, *its_scale = scales + at * 32 + (lane >> 2) * 4;
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++)
+            if (i < left) held[i].load(its_tile + i * BYTES, its_scale + i * 32);
+        if (!waited) wait_for_predecessor();
+        waited = true;
         // The lane's token, if it chose this expert.
         int slot = -1, column = lane >> 2;
         if (column < n)
@@ -135,23 +141,26 @@ extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
         const uint4* from = (const uint4*)(z + (u64)max(slot, 0) * units + first * 64 + (lane & 3) * 8);
         // Groups of 32 that there are: the last tile may be half.
         int groups = slot < 0 ? 0 : units / 32 - first * 2;
-        auto load = [&](int i, int ahead) {
-            held[i].load(its_tile + ahead * BYTES, its_scale + ahead * 32);
+        auto load_input = [&](int i, int ahead) {
             b[i][0] = ahead * 2 < groups ? __ldcg(from + ahead * 8) : make_uint4(0, 0, 0, 0);
             b[i][1] = ahead * 2 + 1 < groups ? __ldcg(from + ahead * 8 + 4) : make_uint4(0, 0, 0, 0);
         };
 #pragma unroll
         for (int i = 0; i < AHEAD; i++)
-            if (i < left) load(i, i);
+            if (i < left) load_input(i, i);
         for (; left > 0; left -= AHEAD) {
 #pragma unroll
             for (int i = 0; i < AHEAD; i++) {
                 if (i < left) multiply_mxfp4(c, held[i], b[i]);
-                if (i + AHEAD < left) load(i, i + AHEAD);
+                if (i + AHEAD < left) {
+                    held[i].load(its_tile + (i + AHEAD) * BYTES, its_scale + (i + AHEAD) * 32);
+                    load_input(i, i + AHEAD);
+                }
             }
             its_tile += AHEAD * BYTES, its_scale += AHEAD * 32, from += AHEAD * 8, groups -= AHEAD * 2;
         }
     }
+    if (!waited) wait_for_predecessor(); // whoever writes has waited
     put_sums(sums, c, warp, lane);
     __syncthreads();
     if (mine) *to = start + take_sum(sums, row, token) * (MXFP4_FACTOR / Z_FACTOR);

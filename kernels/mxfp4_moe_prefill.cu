@@ -26,7 +26,7 @@
     }
 
 EXPERTS(16, 128, SMALL_SHARED ? 2 : 4, TileProduct<MXFP4, 16, 2, 4, 1, 7>)
-EXPERTS(32, 128, SMALL_SHARED ? 2 : 4, TileProduct<MXFP4, 32, 2, 4, 1, (SMALL_SHARED ? 5 : 6)>)
+EXPERTS(32, 128, SMALL_SHARED ? 2 : 3, TileProduct<MXFP4, 32, 2, 4, 1, (SMALL_SHARED ? 5 : 6)>)
 EXPERTS(64, 128, SMALL_SHARED ? 2 : 3, TileProduct<MXFP4, 64, 2, 4, 1, 4>)
 EXPERTS(128, 128, 2, TileProduct<MXFP4, 128, 2, 4, 1, (SMALL_SHARED ? 2 : 4)>)
 #if HAS_WARPGROUP

@@ -95,7 +95,7 @@ extern "C" __global__ void pack_mxfp4_tiles(const u8* blocks, int rows, int cols
             if (group * 32 >= cols) continue;
             // A byte holds k (low nibble) and k + 1, with k = group * 32 + t * 8 + j * 4 + r * 2.
             u32 two = matrix[(u64)row * (cols / 2) + group * 16 + t * 4 + w % 2 * 2 + i / 2];
-            words[w] |= ((two & 15) | (two >> 4) << 16) << (12 - 4 * i);
+            words[w] |= place_mxfp4(two & 15, i) | place_mxfp4(two >> 4, i) << 16;
         }
     }
     u64 at = ((u64)blockIdx.z * gridDim.y + tile) * gridDim.x + k_tile;

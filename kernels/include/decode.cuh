@@ -63,10 +63,10 @@ DEVICE u32 staged_stride(int padded_k) {
     return bytes % 128 == 64 ? bytes : bytes + 64;
 }
 
-/// B operand of one group: the lane's eight values of token g.
+/// B operand of one group: the lane's eight values of token g. Columns without a token repeat the last one; nobody reads
+/// what becomes of them.
 DEVICE uint4 fragment(const Staged& x, int k, int lane, int n) {
-    if (lane >> 2 >= n) return make_uint4(0, 0, 0, 0);
-    return *(const uint4*)(x.values + (lane >> 2) * x.stride + (lane & 3) * 16 + k * 2);
+    return *(const uint4*)(x.values + min(lane >> 2, n - 1) * x.stride + (lane & 3) * 16 + k * 2);
 }
 
 /// sum[c] += the tile's product with the activations at k, scaled. `weigh` scales further: by token column.

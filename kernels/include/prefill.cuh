@@ -1,13 +1,7 @@
 // Shared device code of the kernels for many rows: copies, conversions, tensor instructions and the tile product that the
 // expert and dense kernels are made of. Header-free; included by name through NVRTC.
 #pragma once
-
-typedef unsigned char u8;
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef unsigned long long u64;
-
-#define DEVICE __device__ __forceinline__
+#include "mxfp4.cuh"
 
 // A Spark's multiprocessor has 100 KB of shared memory where Hopper's has 228: tiles keep fewer stages there, so that two
 // blocks still fit.
@@ -186,12 +180,9 @@ struct RowScale {
 DEVICE u32 mxfp4_scale(u32 byte, int scale) { return (u32)min(max((int)byte + scale, 0), 29) * 0x04000400u; }
 
 DEVICE void mxfp4_fragment(u32 (&a)[4], u32 word, u32 scale_low, u32 scale_high) {
+    mxfp4_fragment(word, a);
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        u32 u = word << (4 * i);
-        u32 v = i == 0 ? word >> 3 : word << (4 * i - 3);
-        a[i] = multiply_f16((u & 0x80008000u) | (v & 0x0e000e00u), i & 1 ? scale_high : scale_low);
-    }
+    for (int i = 0; i < 4; i++) a[i] = multiply_f16(a[i], i & 1 ? scale_high : scale_low);
 }
 
 // Bytes are value + 128; 0x64 above a byte makes the f16 1024 + byte.

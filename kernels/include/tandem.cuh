@@ -13,13 +13,7 @@
 //     Q8     tile 16 x 32, 512 B of bytes q + 128, 32 B of BF16 scales
 //     BF16   tile 16 x 32, 1024 B
 #pragma once
-
-typedef unsigned char u8;
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef unsigned long long u64;
-
-#define DEVICE __device__ __forceinline__
+#include "mxfp4.cuh"
 
 constexpr int WARP = 32;
 constexpr u32 ALL_LANES = 0xffffffffu;
@@ -50,8 +44,8 @@ DEVICE u32 pack_f16(float low, float high) {
 /// 2^(byte - 127) of byte number `index` of a word. Byte 0 is 2^-127, a subnormal with the bits 0x00400000, which is less
 /// than what any other byte gives; byte 255 never gets here.
 DEVICE float from_e8m0(u32 word, int index) {
-    u32 bits = __byte_perm(word, 0, index << 12 | 0x0444) >> 1;
-    return from_bits(bits > 0x00400000u ? bits : 0x00400000u);
+    u32 shifted = index == 3 ? word >> 1 : word << (23 - 8 * index);
+    return from_bits(max(shifted & 0x7f800000u, 0x00400000u));
 }
 
 /// The least power of two that is at least `x`, for finite x > 0; 1 for x = 0.
@@ -120,17 +114,7 @@ DEVICE void mma_bf16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 
 // ---- weights in registers ----
 
-/// Eight MXFP4 codes to the A operand of one product, as F16 times 2^-14. The code of register i, half h, stands at bit
-/// 16 h + 12 - 4 i: shifted to the top of its half, sign | ee | m lands on F16's sign, low exponent and high mantissa
-/// bits, subnormal 0.5 included.
-DEVICE void mxfp4_fragment(u32 word, u32 (&a)[4]) {
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        u32 top = word << (4 * i);
-        a[i] = (top & 0x80008000u) | ((top >> 3) & 0x0E000E00u);
-    }
-}
-/// So activations that meet them are staged times 2^14: as they are at most 1 before, F16 holds them.
+/// Activations that meet MXFP4 fragments are staged times 2^14: as they are at most 1 before, F16 holds them.
 constexpr float MXFP4_FACTOR = 16384.0f;
 
 /// Eight bytes q + 128 to F16: 0x6400 | byte is 1024 + byte.

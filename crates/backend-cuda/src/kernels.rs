@@ -49,8 +49,16 @@ macro_rules! headers {
 }
 
 /// What they include.
-pub(crate) const HEADERS: &[Source] =
-    &headers!["tandem.cuh", "decode.cuh", "prefill.cuh", "wide.cuh", "experts.cuh", "results.cuh", "fp8.cuh"];
+pub(crate) const HEADERS: &[Source] = &headers![
+    "mxfp4.cuh",
+    "tandem.cuh",
+    "decode.cuh",
+    "prefill.cuh",
+    "wide.cuh",
+    "experts.cuh",
+    "results.cuh",
+    "fp8.cuh"
+];
 
 /// A kernel on the device.
 #[derive(Clone, Copy)]
