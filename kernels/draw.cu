@@ -1,5 +1,6 @@
 // Chooses one token for each row of logits: the likeliest (lowest id on a tie), or one drawn from the softmax at a
 // temperature, by the inverse of the cumulative distribution in order of token id. The random number comes from the host.
+// A row may have a mask: a bit for each token that may be chosen, lowest first.
 //
 // Who computes what: block (chunk, row) finds its chunk's maximum and sum of weights; whichever block of a row comes last
 // adds up the chunks in order, finds the chunk that the target falls into, and walks it. Sums have a fixed order.
@@ -14,6 +15,7 @@ constexpr int CHUNKS = 64; // of a row: the width of the grid
 struct Draws {
     double uniform[ROWS_MAX];             // in [0, 1)
     float inverse_temperature[ROWS_MAX];  // 0: take the likeliest
+    int mask[ROWS_MAX];                   // which mask; -1: all tokens may be chosen
 };
 
 struct Chunk {
@@ -32,13 +34,15 @@ DEVICE float block_total(float x, float* sums) {
     return all;
 }
 
-/// The largest logit of `first .. end`, lowest token on a tie; all threads get it.
-DEVICE void block_largest(const float* logits, int first, int end, float& value, int& token) {
+DEVICE bool allowed(const u32* mask, int token) { return !mask || mask[token / 32] >> token % 32 & 1; }
+
+/// The largest logit allowed of `first .. end`, lowest token on a tie; all threads get it.
+DEVICE void block_largest(const float* logits, const u32* mask, int first, int end, float& value, int& token) {
     __shared__ float values[THREADS / WARP];
     __shared__ int tokens[THREADS / WARP];
     value = -INFINITY, token = first;
     for (int i = first + threadIdx.x; i < end; i += THREADS)
-        if (logits[i] > value) value = logits[i], token = i;
+        if (allowed(mask, i) && logits[i] > value) value = logits[i], token = i;
     for (int d = 16; d; d >>= 1) {
         float v = __shfl_xor_sync(ALL_LANES, value, d);
         int t = __shfl_xor_sync(ALL_LANES, token, d);
@@ -52,13 +56,14 @@ DEVICE void block_largest(const float* logits, int first, int end, float& value,
 
 /// The token in `first .. end` at which the running sum of weights passes `target`; the last with any weight where rounding
 /// leaves the sum short of it.
-DEVICE int find(const float* logits, int first, int end, float largest, float inverse, double target) {
+DEVICE int find(const float* logits, const u32* mask, int first, int end, float largest, float inverse, double target) {
     __shared__ double sums[THREADS];
     __shared__ int found;
     int each = (end - first + THREADS - 1) / THREADS, begin = min(end, first + int(threadIdx.x) * each);
     int stop = min(end, begin + each);
+    auto weigh = [&](int i) { return allowed(mask, i) ? expf((logits[i] - largest) * inverse) : 0.0f; };
     double mine = 0;
-    for (int i = begin; i < stop; i++) mine += expf((logits[i] - largest) * inverse);
+    for (int i = begin; i < stop; i++) mine += weigh(i);
     sums[threadIdx.x] = mine;
     __syncthreads();
     if (threadIdx.x == 0) {
@@ -73,7 +78,7 @@ DEVICE int find(const float* logits, int first, int end, float largest, float in
         for (int i = 0; i < owner; i++) sum += sums[i];
         int at = min(end, first + owner * each), last = at;
         for (int i = at; i < min(end, at + each); i++) {
-            float weight = expf((logits[i] - largest) * inverse);
+            float weight = weigh(i);
             if (weight > 0) last = i;
             sum += weight;
             if (weight > 0 && sum > target) break;
@@ -85,7 +90,7 @@ DEVICE int find(const float* logits, int first, int end, float largest, float in
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    draw_tokens(const float* all_logits, int vocab, Draws draws, Chunk* all_chunks, u32* arrived, u32* tokens) {
+    draw_tokens(const float* all_logits, int vocab, Draws draws, const u32* masks, Chunk* all_chunks, u32* arrived, u32* tokens) {
     __shared__ float sums[THREADS / WARP];
     __shared__ bool last;
     __shared__ double target;
@@ -97,12 +102,14 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const float* logits = all_logits + (u64)row * vocab;
     Chunk* chunks = all_chunks + row * count;
     float inverse = draws.inverse_temperature[row];
+    const u32* mask = draws.mask[row] < 0 ? nullptr : masks + (u64)draws.mask[row] * ((vocab + 31) / 32);
     int first = blockIdx.x * each, end = min(vocab, first + each);
     Chunk mine;
-    block_largest(logits, first, end, mine.largest, mine.token);
+    block_largest(logits, mask, first, end, mine.largest, mine.token);
     float total = 0;
     if (inverse > 0)
-        for (int i = first + threadIdx.x; i < end; i += THREADS) total += expf((logits[i] - mine.largest) * inverse);
+        for (int i = first + threadIdx.x; i < end; i += THREADS)
+            if (allowed(mask, i)) total += expf((logits[i] - mine.largest) * inverse);
     mine.total = mine.largest == -INFINITY ? 0.0f : block_total(total, sums);
     if (threadIdx.x == 0) {
         __stcg(&chunks[blockIdx.x].largest, mine.largest);
@@ -147,7 +154,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     __syncthreads();
     if (inverse > 0) {
         int from = chosen * each;
-        int token = find(logits, from, min(vocab, from + each), all[chosen].largest, inverse, target);
+        int token = find(logits, mask, from, min(vocab, from + each), all[chosen].largest, inverse, target);
         if (threadIdx.x == 0) tokens[row] = token;
     } else if (threadIdx.x == 0) {
         tokens[row] = all[chosen].token;

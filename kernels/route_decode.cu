@@ -1,11 +1,13 @@
-// Router of one to eight tokens: norm, logits in f32, the top_k largest (lowest index on a tie), softmax over those.
+// Router: norm, logits in f32, the top_k largest (lowest index on a tie), softmax over those. Tokens go in groups of at
+// most eight.
 //
-// Who computes what: block (tile, part) has 16 experts and a part of k, its eight warps share that part's k tiles. Partial
-// logits go to `logits` [parts][n][experts]; the block that comes last adds them in order, and one warp a token chooses.
-// Activations are BF16 in two parts, so a choice is as good as f32. Block 0 also writes the normalised rows, which the
-// experts read next.
+// Who computes what: block (tile, part, group) has 16 experts, a part of k and a group of tokens; its eight warps share
+// that part's k tiles. Partial logits go to `logits` [groups][parts][each][experts]; the block of a group that comes last
+// adds them in order, and one warp a token chooses. Activations are BF16 in two parts, so a choice is as good as f32. A
+// group's first block also writes the normalised rows, which the experts read next.
 //
-// Launch: (experts / 16 rounded up, parts), 256 threads, shared = 2 n stride + 8 KB. `arrived` is 0 and is left 0.
+// Launch: (experts / 16 rounded up, parts, all / each rounded up), 256 threads, shared = 2 each stride + 8 KB. `arrived`
+// [groups] is 0 and is left 0.
 #include "decode.cuh"
 
 /// The best of a warp's (value, index) pairs: largest value, lowest index.
@@ -54,7 +56,7 @@ DEVICE void choose(const float* logits, int parts, int part_stride, const float*
 }
 
 extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
-    route_decode(const float* x, int n, int k, int experts, const u8* tiles, const float* bias, const float* norm,
+    route_decode(const float* x, int all, int each, int k, int experts, const u8* tiles, const float* bias, const float* norm,
                  float eps, float* normed, float* logits, u32* arrived, int top_k, int* ids, float* weights) {
     extern __shared__ __align__(128) u8 shared[];
     __shared__ float factors[TOKENS];
@@ -63,6 +65,10 @@ extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
     float* sums = (float*)shared;
     u8* values = shared + DECODE_WARPS * 128 * sizeof(float);
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    int group = blockIdx.z, n = min(each, all - group * each);
+    x += (u64)group * each * k, ids += group * each * top_k, weights += group * each * top_k;
+    logits += group * gridDim.y * each * experts, arrived += group;
+    if (normed) normed += (u64)group * each * k;
     int k_tiles = k / 32, parts = gridDim.y, part = blockIdx.y, tile = blockIdx.x;
     int begin = k_tiles * part / parts + warp, end = k_tiles * (part + 1) / parts;
     u32 stride = staged_stride(k);

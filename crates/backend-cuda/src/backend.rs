@@ -8,7 +8,8 @@ use tracing::info;
 use crate::device::{Device, DeviceError};
 use crate::graph::Graphs;
 use crate::kernels::Kernels;
-use crate::memory::DeviceMemory;
+use crate::masks::Masks;
+use crate::memory::{DeviceMemory, PinnedMemory};
 use crate::rows::{StepRows, StepShape, shape_of};
 use crate::staging::Staging;
 
@@ -39,6 +40,10 @@ pub(crate) struct State {
     rows: Option<StepRows>,
     pub(crate) scratch: Scratch,
     rope: Option<(Vec<f32>, DeviceMemory)>,
+    /// Where the device writes the tokens it chose.
+    pub(crate) chosen: Option<PinnedMemory>,
+    /// What it may choose from.
+    pub(crate) masks: Masks,
 }
 
 /// Working memory by purpose; grows on first use, and never again once a model's largest step has been run.
@@ -58,9 +63,8 @@ pub(crate) struct Scratch {
     pub(crate) results: Option<DeviceMemory>,
     /// Rows by expert, and tiles of them.
     pub(crate) groups: Option<DeviceMemory>,
-    /// Maxima and sums of chunks of logits; tokens chosen from them.
+    /// Maxima and sums of chunks of logits.
     pub(crate) chunks: Option<DeviceMemory>,
-    pub(crate) tokens: Option<DeviceMemory>,
     /// Counters of blocks that have arrived, all zero between kernels.
     pub(crate) arrived: Option<DeviceMemory>,
     /// Whether any of these has moved since steps were recorded: their addresses are in the recordings.
@@ -81,8 +85,15 @@ impl CudaBackend {
             device.arch(),
             started.elapsed().as_secs_f64()
         );
-        let state =
-            State { graphs: Graphs::new(&device), staging: None, rows: None, scratch: Scratch::default(), rope: None };
+        let state = State {
+            graphs: Graphs::new(&device),
+            staging: None,
+            rows: None,
+            scratch: Scratch::default(),
+            rope: None,
+            chosen: None,
+            masks: Masks::default(),
+        };
         Ok(Self { state: Mutex::new(state), kernels, device, eager: options.eager })
     }
 

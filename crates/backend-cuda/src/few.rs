@@ -3,18 +3,17 @@
 
 use std::ffi::c_void;
 
-use cudarc::driver::result;
 use tandem_backend::{AttentionContext, AttentionKind, BackendError, DenseFormat, Draw, ExpertsShape, KvShape, Rope};
 
-use crate::backend::CudaBackend;
+use crate::backend::{CudaBackend, State};
 use crate::buffer::{CudaBuffer, CudaRouting, CudaVector};
-use crate::device::failed;
 use crate::experts::CudaExperts;
 use crate::kernels::Kernel;
 use crate::kv::CudaKv;
 use crate::launch::{Argument, Launch, arguments};
 use crate::many::ManyLinear;
 use crate::matrix::CudaMatrix;
+use crate::memory::PinnedMemory;
 
 /// Tokens of one launch of a decode kernel: the narrow side of the tensor-core product.
 pub(crate) const TOKENS: usize = 8;
@@ -26,6 +25,8 @@ const SUM_BYTES: usize = 8 * 16 * 8 * 4;
 const MANY_TILES: usize = 2048;
 /// Blocks of a decode kernel on a multiprocessor at the same time: enough loads in flight, few prologues.
 const BLOCKS_EACH: usize = 3;
+/// Rows up to which one launch of the router's decode kernel is faster than the five of many rows.
+const ROUTE_ROWS_MAX: usize = 128;
 /// Parts into which the router's k is cut, so that more than a few multiprocessors read it.
 const ROUTER_PARTS: usize = 4;
 /// Most splits of attention over one sequence.
@@ -132,7 +133,7 @@ impl CudaBackend {
         if weight.format != DenseFormat::Bf16 || n > out.rows || top_k > experts || top_k > 8 || experts > 256 {
             return Err(BackendError::Shape(format!("a BF16 router of {n} rows to {top_k} of {experts} experts")));
         }
-        if n > TOKENS {
+        if n > ROUTE_ROWS_MAX {
             let Some(((norm, eps), normed)) = norm.zip(normed) else { return self.route_many(x, n, weight, bias, out) };
             self.simple(
                 self.kernels.rms_norm,
@@ -144,38 +145,36 @@ impl CudaBackend {
         let token_bytes = 2 * staged_stride(weight.cols);
         let tokens = self.tokens_at_once(SUM_BYTES, token_bytes)?;
         let parts = ROUTER_PARTS.min(weight.cols / 32);
+        let groups = n.div_ceil(tokens);
         let mut state = self.state();
         let scratch = &mut state.scratch;
-        let logits = scratch.ensure(&self.device, |s| &mut s.logits, parts * TOKENS * experts * 4, "router logits")?;
+        let bytes = groups * parts * tokens * experts * 4;
+        let logits = scratch.ensure(&self.device, |s| &mut s.logits, bytes, "router logits")?;
         let arrived = scratch.ensure(&self.device, |s| &mut s.arrived, COUNTER_BYTES, "counters")?;
-        for first in (0..n).step_by(tokens) {
-            let count = tokens.min(n - first);
-            let shared = SUM_BYTES + count * token_bytes;
-            let shape = Launch { grid: (weight.row_tiles(), parts, 1), threads: THREADS, shared };
-            let (norm_at, eps) = norm.map_or((0, 0.0), |(norm, eps)| (norm.memory.at(0), eps));
-            let (ids, weights) = out.row(first);
-            self.device.launch(
-                self.kernels.route_decode,
-                shape,
-                arguments![
-                    x.row(first),
-                    count,
-                    weight.cols,
-                    experts,
-                    weight.tiles.at(0),
-                    bias.memory.at(0),
-                    norm_at,
-                    eps,
-                    normed.map_or(0, |normed| normed.row(first)),
-                    logits,
-                    arrived,
-                    top_k,
-                    ids,
-                    weights
-                ],
-            )?;
-        }
-        Ok(())
+        let shared = SUM_BYTES + tokens.min(n) * token_bytes;
+        let (norm_at, eps) = norm.map_or((0, 0.0), |(norm, eps)| (norm.memory.at(0), eps));
+        let (ids, weights) = out.row(0);
+        self.device.launch(
+            self.kernels.route_decode,
+            Launch { grid: (weight.row_tiles(), parts, groups), threads: THREADS, shared },
+            arguments![
+                x.row(0),
+                n,
+                tokens,
+                weight.cols,
+                experts,
+                weight.tiles.at(0),
+                bias.memory.at(0),
+                norm_at,
+                eps,
+                normed.map_or(0, |normed| normed.row(0)),
+                logits,
+                arrived,
+                top_k,
+                ids,
+                weights
+            ],
+        )
     }
 
     pub(crate) fn moe_rows(
@@ -337,27 +336,48 @@ impl CudaBackend {
         draws: &[Draw],
         tokens: &mut [u32],
     ) -> Result<(), BackendError> {
-        const NONE: f32 = 0.0;
-        let mut list = DrawList { uniform: [0.0; DRAWS_MAX], inverse_temperature: [NONE; DRAWS_MAX] };
+        const LIKELIEST: f32 = 0.0;
+        const ALL: i32 = -1;
+        let mut list =
+            DrawList { uniform: [0.0; DRAWS_MAX], inverse_temperature: [LIKELIEST; DRAWS_MAX], mask: [ALL; DRAWS_MAX] };
+        let words = logits.width.div_ceil(32);
+        let mut state = self.state();
+        let State { scratch, chosen, masks, .. } = &mut *state;
+        let mut masked = 0;
         for (i, draw) in draws.iter().enumerate() {
             list.uniform[i] = draw.uniform;
-            list.inverse_temperature[i] = if draw.temperature > 0.0 { draw.temperature.recip() } else { NONE };
+            list.inverse_temperature[i] = if draw.temperature > 0.0 { draw.temperature.recip() } else { LIKELIEST };
+            if let Some(mask) = &draw.mask {
+                list.mask[i] = masked as i32;
+                masks.room(&self.device, words)?.put(masked, mask)?;
+                masked += 1;
+            }
         }
-        let mut state = self.state();
-        let scratch = &mut state.scratch;
+        let masks = masks.send(&self.device, masked)?;
         let chunks =
             scratch.ensure(&self.device, |s| &mut s.chunks, DRAWS_MAX * DRAW_CHUNKS * 12, "chunks of logits")?;
         let arrived = scratch.ensure(&self.device, |s| &mut s.arrived, COUNTER_BYTES, "counters")?;
-        let chosen = scratch.ensure(&self.device, |s| &mut s.tokens, DRAWS_MAX * 4, "chosen tokens")?;
-        let mut arguments =
-            [logits.row(first).into(), logits.width.into(), Argument::from(chunks), arrived.into(), chosen.into()];
+        let chosen = match chosen {
+            Some(chosen) => chosen,
+            None => chosen.insert(PinnedMemory::new(&self.device, DRAWS_MAX * 4)?),
+        };
+        let mut arguments = [
+            logits.row(first).into(),
+            logits.width.into(),
+            Argument::Pointer(masks),
+            chunks.into(),
+            arrived.into(),
+            Argument::Pointer(chosen.on_device()),
+        ];
         let mut values: Vec<*mut c_void> = arguments.iter_mut().map(Argument::address).collect();
         values.insert(2, std::ptr::from_mut(&mut list).cast());
         let shape = Launch { grid: (DRAW_CHUNKS, draws.len(), 1), threads: THREADS, shared: 0 };
         self.device.launch_raw(self.kernels.draw_tokens, shape, &mut values, true)?;
         self.device.synchronize()?;
-        // SAFETY: room for DRAWS_MAX tokens, and no more are asked for.
-        unsafe { result::memcpy_dtoh_sync(tokens, chosen) }.map_err(|error| failed("reading chosen tokens", error))
+        for (token, bytes) in tokens.iter_mut().zip(chosen.as_slice().chunks_exact(4)) {
+            *token = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        }
+        Ok(())
     }
 
     /// Launches with the cache's description, a structure, as argument number `place`.
@@ -414,6 +434,7 @@ const DRAW_CHUNKS: usize = 64;
 struct DrawList {
     uniform: [f64; DRAWS_MAX],
     inverse_temperature: [f32; DRAWS_MAX],
+    mask: [i32; DRAWS_MAX],
 }
 
 /// Counters: of the router, and of 8 decoding rows' attention.

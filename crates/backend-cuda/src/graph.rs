@@ -7,6 +7,9 @@ use tandem_backend::BackendError;
 
 use crate::device::{Device, failed};
 
+/// Steps of at most so many rows are recorded; for larger ones launches cost the host less than the device needs.
+pub(crate) const RECORDED_ROWS_MAX: usize = 64;
+
 /// Recorded steps: a step of the same number of rows launches the same kernels with the same arguments, so after it was run
 /// once it is recorded and from then on launched as a whole. 250 launches cost the host 0.5 ms, one graph 10 µs.
 pub(crate) struct Graphs {

@@ -16,6 +16,7 @@ mod kernels;
 mod kv;
 mod launch;
 mod many;
+mod masks;
 mod matrix;
 mod memory;
 mod operations;

@@ -81,6 +81,12 @@ impl PinnedMemory {
         Ok(Self { device: Arc::clone(device), pointer: pointer.cast(), bytes })
     }
 
+    /// Its address on the device, which reads and writes it in place.
+    pub(crate) fn on_device(&self) -> CUdeviceptr {
+        // Under unified addressing, which every 64-bit system has, page-locked memory has one address for both.
+        self.pointer as CUdeviceptr
+    }
+
     pub(crate) fn as_slice(&self) -> &[u8] {
         // SAFETY: initialised in `new`, `bytes` long.
         unsafe { std::slice::from_raw_parts(self.pointer, self.bytes) }

@@ -12,8 +12,8 @@ use crate::backend::CudaBackend;
 use crate::buffer::{CudaBuffer, CudaRouting, CudaVector};
 use crate::device::failed;
 use crate::experts::{CudaExperts, Loader};
-use crate::few::{DRAWS_MAX, GATHER_MAX, Linear, RowList, THREADS, TOKENS, check_rows};
-use crate::graph::Graphs;
+use crate::few::{DRAWS_MAX, GATHER_MAX, Linear, RowList, THREADS, check_rows};
+use crate::graph::{Graphs, RECORDED_ROWS_MAX};
 use crate::kv::CudaKv;
 use crate::launch::{Argument, Launch, arguments};
 use crate::matrix::CudaMatrix;
@@ -97,7 +97,7 @@ impl Backend for CudaBackend {
     ) -> Result<(), E> {
         let rows = batch.tokens.len();
         let single = batch.sequences.len() == rows;
-        if self.eager || !single || rows > TOKENS {
+        if self.eager || !single || rows > RECORDED_ROWS_MAX {
             return run();
         }
         // Taken out while it runs: the operations want the state too.

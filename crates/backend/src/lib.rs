@@ -3,6 +3,8 @@
 //! A backend speaks in whole model operations, about a dozen, not in tensor algebra. It knows shapes and number formats,
 //! and nothing of requests, checkpoints or text.
 
+use std::sync::Arc;
+
 mod batch;
 pub mod conformance;
 pub mod cpu;
@@ -78,13 +80,15 @@ pub struct StepLimits {
     pub blocks: usize,
 }
 
-/// How a token is chosen from a row of logits, where nothing but a temperature has a say.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// How a token is chosen from a row of logits, where nothing but a temperature and a mask have a say.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Draw {
     /// 0 takes the likeliest token, lowest id on a tie.
     pub temperature: f32,
     /// A random number in [0, 1): the inverse of the cumulative distribution is taken there, in order of token id.
     pub uniform: f64,
+    /// Which tokens may be chosen, one bit per token id, 32 to a word, lowest bit first, at least one set; `None`: any.
+    pub mask: Option<Arc<[u32]>>,
 }
 
 /// A device that runs gpt-oss, operation by operation, in the order called.

@@ -195,7 +195,7 @@ impl<B: Backend> Model<B> {
     pub fn draw(&mut self, rows: &[(usize, Draw)]) -> Result<Vec<u32>, ModelError> {
         let mut tokens = vec![0; rows.len()];
         for (some, tokens) in rows.chunks(LOGIT_ROWS).zip(tokens.chunks_mut(LOGIT_ROWS)) {
-            let (indices, draws): (Vec<usize>, Vec<Draw>) = some.iter().copied().unzip();
+            let (indices, draws): (Vec<usize>, Vec<Draw>) = some.iter().cloned().unzip();
             self.unembed(&indices)?;
             self.backend.draw(&self.scratch.logits, &draws, tokens)?;
         }

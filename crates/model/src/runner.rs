@@ -17,8 +17,6 @@ struct Slot {
     history: History,
     /// Whether the masker follows it.
     constrained: bool,
-    /// Whether its token is drawn a second time, since the device drew one that its constraint does not allow.
-    redraws: bool,
     /// Tokens generated so far.
     generated: u32,
     /// The token sampled last, for [`Input::Sampled`].
@@ -32,7 +30,6 @@ impl Slot {
         Self {
             history: History::new(&start.history, start.generated as usize),
             constrained: start.constraint.is_some(),
-            redraws: false,
             sampling: start.sampling,
             generated: start.generated,
             sampled: None,
@@ -54,9 +51,6 @@ impl Slot {
     }
 }
 
-/// Makes other numbers of a seed, for second draws: any constant will do.
-const REDRAW_SEED: u64 = 0x5eed_0f5e_c04d_d4a3;
-
 /// Entries of block tables that were never assigned: those before a sliding window. Never read.
 const UNASSIGNED: u32 = u32::MAX;
 
@@ -64,8 +58,6 @@ const UNASSIGNED: u32 = u32::MAX;
 enum Want {
     /// The next token of plan row `.0`.
     Token(usize),
-    /// The same, after the device drew one that is not allowed.
-    Redraw(usize),
     /// The log-probability of `target`, with `top` alternatives, for plan row `row`.
     Score { row: usize, target: u32, top: u8 },
 }
@@ -218,26 +210,18 @@ impl<B: Backend> Runner<B> {
     /// Samples and scores.
     fn choose(&mut self, plan: &StepPlan, tokens: &[u32]) -> Result<Vec<RowResult>, ModelError> {
         let mut results: Vec<RowResult> = plan.rows.iter().map(|row| RowResult::empty(row.slot)).collect();
-        let (drawn, mut wanted) = self.share_out(plan, tokens.len())?;
+        let (drawn, wanted) = self.share_out(plan, tokens.len())?;
         if !drawn.is_empty() {
-            let draws: Vec<(usize, Draw)> = drawn.iter().map(|(row, _, draw)| (*row, *draw)).collect();
-            let tokens = self.model.draw(&draws)?;
-            for (&(at, row, _), token) in drawn.iter().zip(tokens) {
-                if !self.take_drawn(plan.rows[row].slot, token, &mut results[row])? {
-                    wanted.push((at, Want::Redraw(row)));
-                }
-            }
-            wanted.sort_by_key(|(row, _)| *row);
+            self.draw(plan, drawn, &mut results)?;
         }
         let (rows, wants): (Vec<usize>, Vec<Want>) = wanted.into_iter().unzip();
         let (slots, masker) = (&mut self.slots, &mut self.masker);
         self.model.logits(&rows, |i, logits| match wants[i] {
             Want::Score { row, target, top } => results[row].scores.push(logprobs(logits, target, top)),
-            Want::Token(row) | Want::Redraw(row) => {
+            Want::Token(row) => {
                 let next = next_position(&plan.rows[row]);
                 let index = plan.rows[row].slot;
                 if let Some(slot) = slots[index as usize].as_mut() {
-                    slot.redraws = matches!(wants[i], Want::Redraw(_));
                     let masker = masker.as_mut().filter(|_| slot.constrained);
                     slot.choose(logits, next, masker.map(|masker| (masker, index)), &mut results[row]);
                 }
@@ -246,18 +230,44 @@ impl<B: Backend> Runner<B> {
         Ok(results)
     }
 
-    /// Takes a token that the device drew, unless the slot's constraint does not allow it: then false.
-    fn take_drawn(&mut self, index: u32, token: u32, result: &mut RowResult) -> Result<bool, ModelError> {
-        let slot = slot_mut(&mut self.slots, index)?;
-        if let Some(masker) = self.masker.as_mut().filter(|_| slot.constrained) {
-            match masker.mask(index) {
-                Ok(mask) if !sampler::allows(&mask, token) => return Ok(false),
-                Ok(_) => masker.push(index, token),
-                Err(reason) => result.error = Some(reason),
+    /// Has the device choose tokens: `(row of the batch, row of the plan, how)`. Masks are waited for here, while the
+    /// device is still busy with the forward pass.
+    fn draw(
+        &mut self,
+        plan: &StepPlan,
+        drawn: Vec<(usize, usize, Draw)>,
+        results: &mut [RowResult],
+    ) -> Result<(), ModelError> {
+        let mut draws = Vec::with_capacity(drawn.len());
+        let mut rows = Vec::with_capacity(drawn.len());
+        for (at, row, mut draw) in drawn {
+            let slot = plan.rows[row].slot;
+            if let Some(masker) = self.masker_of(slot)? {
+                match masker.mask(slot) {
+                    Ok(mask) => draw.mask = Some(mask),
+                    Err(reason) => results[row].error = Some(reason),
+                }
             }
+            draws.push((at, draw));
+            rows.push(row);
         }
-        slot.take(token, result);
-        Ok(true)
+        let tokens = self.model.draw(&draws)?;
+        for (row, token) in rows.into_iter().zip(tokens) {
+            let slot = plan.rows[row].slot;
+            if results[row].error.is_none()
+                && let Some(masker) = self.masker_of(slot)?
+            {
+                masker.push(slot, token);
+            }
+            slot_mut(&mut self.slots, slot)?.take(token, &mut results[row]);
+        }
+        Ok(())
+    }
+
+    /// The masker, if it follows this slot.
+    fn masker_of(&mut self, slot: u32) -> Result<Option<&mut Box<dyn Masker>>, ModelError> {
+        let constrained = slot_ref(&self.slots, slot)?.constrained;
+        Ok(self.masker.as_mut().filter(|_| constrained))
     }
 
     /// What is wanted of which rows of the batch: tokens that the device can draw (with their plan row), and the rest.
@@ -300,8 +310,7 @@ fn next_position(row: &Row) -> u32 {
 }
 
 impl Slot {
-    /// How the token at `position` is drawn, if a temperature is all there is to it. Under a constraint, too: what is
-    /// drawn from all tokens and happens to be allowed is as good as drawn from those allowed, and mostly it is.
+    /// How the token at `position` is drawn, if a temperature, and a mask that comes later, are all there is to it.
     fn plain_draw(&self, position: u32) -> Option<Draw> {
         if self.sampling.logprobs.is_none() {
             sampler::plain_draw(&self.sampling, self.generated, position)
@@ -338,14 +347,7 @@ impl Slot {
         });
         // Log-probabilities are the model's own, so a copy is kept where sampling is about to change the logits.
         let own = self.sampling.logprobs.map(|top| (top, logits.to_vec()));
-        let token = match self.redraws {
-            // The draw that was refused has used up its number: the same again would favour what lies beside it.
-            true => {
-                let sampling = Sampling { seed: self.sampling.seed ^ REDRAW_SEED, ..self.sampling.clone() };
-                sample(logits, mask.as_deref(), &sampling, &self.history, self.generated, position)
-            }
-            false => sample(logits, mask.as_deref(), &self.sampling, &self.history, self.generated, position),
-        };
+        let token = sample(logits, mask.as_deref(), &self.sampling, &self.history, self.generated, position);
         if let (Some((masker, slot)), true) = (masker, mask.is_some()) {
             masker.push(slot, token);
         }

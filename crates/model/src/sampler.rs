@@ -64,7 +64,8 @@ pub fn sample(
     }
 }
 
-/// How the token at `position` is drawn where neither penalties, biases nor truncation have a say; `None` where they do.
+/// How the token at `position` is drawn, a mask aside, where neither penalties, biases nor truncation have a say; `None`
+/// where they do.
 pub fn plain_draw(sampling: &Sampling, generated: u32, position: u32) -> Option<Draw> {
     let suppressed = generated < sampling.suppress_until && !sampling.suppress.is_empty();
     if sampling.needs_history() || !sampling.logit_bias.is_empty() || suppressed {
@@ -73,8 +74,11 @@ pub fn plain_draw(sampling: &Sampling, generated: u32, position: u32) -> Option<
     let greedy = sampling.temperature <= 0.0 || sampling.top_k == 1;
     let truncated = sampling.top_k != 0 || sampling.top_p < 1.0 || sampling.min_p > 0.0;
     match (greedy, truncated) {
-        (true, _) => Some(Draw { temperature: 0.0, uniform: 0.0 }),
-        (false, false) => Some(Draw { temperature: sampling.temperature, uniform: uniform(sampling.seed, position) }),
+        (true, _) => Some(Draw { temperature: 0.0, uniform: 0.0, mask: None }),
+        (false, false) => {
+            let uniform = uniform(sampling.seed, position);
+            Some(Draw { temperature: sampling.temperature, uniform, mask: None })
+        }
         (false, true) => None,
     }
 }
@@ -102,11 +106,6 @@ pub fn apply_mask(logits: &mut [f32], mask: &[u32]) {
             }
         }
     }
-}
-
-/// Whether `mask` allows `token`.
-pub fn allows(mask: &[u32], token: u32) -> bool {
-    mask.get(token as usize / 32).is_some_and(|word| word >> (token % 32) & 1 == 1)
 }
 
 /// Whether `mask` allows a token that is not in `suppressed`.

@@ -1,5 +1,7 @@
 //! Tokens drawn on the device, where it draws any.
 
+use std::sync::Arc;
+
 use super::{Suite, data::Random};
 use crate::{Backend, Draw};
 
@@ -18,6 +20,7 @@ pub(super) fn run<B: Backend>(suite: &mut Suite<'_, B>) {
         let draw = |row: usize, random: &mut Random| Draw {
             temperature: [0.0, 0.7, 1.0, 1.9][row % 4],
             uniform: [0.0_f64, 0.999_999_9, 0.5][row % 3].max(random.below(1000) as f64 / 1000.0),
+            mask: (row % 5 < 2).then(|| mask(vocab, row, random)),
         };
         let draws: Vec<Draw> = (0..rows).map(|row| draw(row, &mut random)).collect();
         let buffer = suite.upload(&logits, vocab);
@@ -31,20 +34,37 @@ pub(super) fn run<B: Backend>(suite: &mut Suite<'_, B>) {
     ties(suite);
 }
 
+/// About half of the tokens, or one alone; of those that are possible at least one.
+fn mask(vocab: usize, row: usize, random: &mut Random) -> Arc<[u32]> {
+    let mut mask = vec![0_u32; vocab.div_ceil(32)];
+    let only = random.below(vocab / 7) * 7 + 1;
+    mask[only / 32] |= 1 << (only % 32);
+    if row.is_multiple_of(2) {
+        (0..vocab).filter(|_| random.below(2) == 0).for_each(|token| mask[token / 32] |= 1 << (token % 32));
+    }
+    mask.into()
+}
+
 fn check(logits: &[f32], draw: &Draw, token: usize) {
-    let what = format!("{draw:?} over {} tokens gave {token}", logits.len());
+    let Draw { temperature, uniform, mask } = draw;
+    let what = format!("{temperature}, {uniform} over {} tokens gave {token}", logits.len());
+    let allowed = |token: usize| mask.as_ref().is_none_or(|mask| mask[token / 32] >> (token % 32) & 1 == 1);
+    assert!(allowed(token), "{what}, which is not allowed");
+    let masked: Vec<f32> =
+        logits.iter().enumerate().map(|(t, l)| if allowed(t) { *l } else { f32::NEG_INFINITY }).collect();
+    let logits = masked.as_slice();
     assert!(logits[token] > f32::NEG_INFINITY, "{what}, an impossible one");
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    if draw.temperature == 0.0 {
+    if *temperature == 0.0 {
         assert_eq!(token, logits.iter().position(|logit| *logit == largest).unwrap(), "{what}");
         return;
     }
-    let weight = |logit: &f32| (f64::from(logit - largest) / f64::from(draw.temperature)).exp();
+    let weight = |logit: &f32| (f64::from(logit - largest) / f64::from(*temperature)).exp();
     let total: f64 = logits.iter().map(weight).sum();
     let before: f64 = logits[..token].iter().map(weight).sum::<f64>() / total;
     let after = before + weight(&logits[token]) / total;
     let (low, high) = (before - BORDER, after + BORDER);
-    assert!(low <= draw.uniform && draw.uniform <= high, "{what}: it covers {before} to {after}");
+    assert!((low..=high).contains(uniform), "{what}: it covers {before} to {after}");
 }
 
 /// Equal logits: the first is the likeliest.
@@ -53,6 +73,6 @@ fn ties<B: Backend>(suite: &mut Suite<'_, B>) {
     logits[..300].fill(-1.0);
     let buffer = suite.upload(&logits, 1000);
     let mut tokens = [0];
-    suite.backend.draw(&buffer, &[Draw { temperature: 0.0, uniform: 0.0 }], &mut tokens).unwrap();
+    suite.backend.draw(&buffer, &[Draw { temperature: 0.0, uniform: 0.0, mask: None }], &mut tokens).unwrap();
     assert_eq!(tokens, [300], "the lowest id of equals");
 }

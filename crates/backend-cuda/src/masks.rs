@@ -1,0 +1,59 @@
+use std::sync::Arc;
+
+use cudarc::driver::result;
+use tandem_backend::BackendError;
+
+use crate::device::{Device, failed};
+use crate::few::DRAWS_MAX;
+use crate::memory::{DeviceMemory, PinnedMemory};
+
+/// The masks of one launch of `draw.cu`, brought to the device together.
+#[derive(Default)]
+pub(crate) struct Masks {
+    memory: Option<Memory>,
+}
+
+/// Room for [`DRAWS_MAX`] masks.
+pub(crate) struct Memory {
+    pinned: PinnedMemory,
+    device: DeviceMemory,
+    /// Words of a mask.
+    words: usize,
+}
+
+impl Masks {
+    /// Room for masks of so many words; made when a mask is first seen.
+    pub(crate) fn room(&mut self, device: &Arc<Device>, words: usize) -> Result<&mut Memory, BackendError> {
+        if self.memory.as_ref().is_none_or(|memory| memory.words != words) {
+            let bytes = DRAWS_MAX * words * 4;
+            let (pinned, memory) = (PinnedMemory::new(device, bytes)?, DeviceMemory::zeroed(device, bytes, "masks")?);
+            return Ok(self.memory.insert(Memory { pinned, device: memory, words }));
+        }
+        self.memory.as_mut().ok_or_else(|| BackendError::Unsupported("no room for masks".into()))
+    }
+
+    /// Enqueues the copy of the first `count` masks; their address on the device.
+    pub(crate) fn send(&self, device: &Device, count: usize) -> Result<u64, BackendError> {
+        let Some(memory) = self.memory.as_ref().filter(|_| count > 0) else { return Ok(0) };
+        device.bind()?;
+        let bytes = &memory.pinned.as_slice()[..count * memory.words * 4];
+        // SAFETY: both have room for that many bytes; the host writes again only after the draw has been waited for.
+        unsafe { result::memcpy_htod_async(memory.device.at(0), bytes, device.stream()) }
+            .map_err(|error| failed("bringing masks to the device", error))?;
+        Ok(memory.device.at(0))
+    }
+}
+
+impl Memory {
+    /// Sets mask number `index`.
+    pub(crate) fn put(&mut self, index: usize, mask: &[u32]) -> Result<(), BackendError> {
+        if mask.len() != self.words {
+            let (got, want) = (mask.len(), self.words);
+            return Err(BackendError::Shape(format!("a mask of {got} words where {want} are needed")));
+        }
+        let bytes = self.words * 4;
+        let to = &mut self.pinned.as_mut_slice()[index * bytes..][..bytes];
+        to.chunks_exact_mut(4).zip(mask).for_each(|(to, word)| to.copy_from_slice(&word.to_le_bytes()));
+        Ok(())
+    }
+}
