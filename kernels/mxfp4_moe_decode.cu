@@ -40,7 +40,7 @@ DEVICE int list_experts(const int* ids, int choices, int experts, int* chosen, i
 extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 3)
     moe_gate_up_decode(const float* x, int n, int k, int units, int experts, int top_k, const int* ids,
                        const float* weights, const u8* tiles, const u8* scales, const float* bias, float limit,
-                       float alpha, u16* z) {
+                       float alpha, u16* z, const u8* staged_before, const float* staged_factors) {
     extern __shared__ __align__(128) u8 shared[];
     __shared__ float factors[TOKENS];
     __shared__ float partial[2 * DECODE_WARPS];
@@ -61,7 +61,8 @@ extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 3)
         if (work < works) walk.begin(tiles, scales, tile * k_tiles, first, k_tiles, lane);
     };
     if (work < works) begin();
-    stage<MXFP4>(x, k, n, k, k_tiles * 64, nullptr, 0, values, stride, 0, factors, partial, nullptr);
+    if (staged_before) fetch_staged<MXFP4>({staged_before, staged_factors, n}, 0, n, values, stride, factors);
+    else stage<MXFP4>(x, k, n, k, k_tiles * 64, nullptr, 0, values, stride, 0, factors, partial, nullptr);
     let_successor_start();
     // A thread finishes one (unit, token) of the block's two row tiles.
     int which = threadIdx.x / (8 * TOKENS) % AT_ONCE, row = threadIdx.x / TOKENS % 8, token = threadIdx.x % TOKENS;

@@ -4,7 +4,8 @@
 // Who computes what: block (tile, part, group) has 16 experts, a part of k and a group of tokens; its eight warps share
 // that part's k tiles. Partial logits go to `logits` [groups][parts][each][experts]; the block of a group that comes last
 // adds them in order, and one warp a token chooses. Activations are BF16 in two parts, so a choice is as good as f32. A
-// group's first block also writes the normalised rows, which the experts read next.
+// group's first block also writes the normalised rows, which the experts read next; where they were staged before, that
+// kernel did.
 //
 // Launch: (experts / 16 rounded up, parts, all / each rounded up), 256 threads, shared = 2 each stride + 8 KB. `arrived`
 // [groups] is 0 and is left 0.
@@ -57,7 +58,8 @@ DEVICE void choose(const float* logits, int parts, int part_stride, const float*
 
 extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
     route_decode(const float* x, int all, int each, int k, int experts, const u8* tiles, const float* bias, const float* norm,
-                 float eps, float* normed, float* logits, u32* arrived, int top_k, int* ids, float* weights) {
+                 float eps, float* normed, float* logits, u32* arrived, int top_k, int* ids, float* weights,
+                 const u8* staged_before, const float* staged_factors) {
     extern __shared__ __align__(128) u8 shared[];
     __shared__ float factors[TOKENS];
     __shared__ float partial[2 * DECODE_WARPS];
@@ -77,7 +79,9 @@ extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
     walk.begin(tiles, tiles, (u64)tile * k_tiles, begin, end, lane);
     wait_for_predecessor();
     bool copies = tile == 0 && part == 0;
-    stage<BF16>(x, k, n, k, k, norm, eps, values, stride, staged.low_part, factors, partial, copies ? normed : nullptr);
+    Prestaged before = {staged_before, staged_factors, all};
+    if (before.values) fetch_staged<BF16>(before, group * each, n, values, stride, factors);
+    else stage<BF16>(x, k, n, k, k, norm, eps, values, stride, staged.low_part, factors, partial, copies ? normed : nullptr);
     let_successor_start();
     float c[4] = {0, 0, 0, 0};
     walk.finish(c, begin, lane, staged, n);

@@ -277,6 +277,32 @@ DEVICE void stage(const float* x, int x_stride, int n, int k, int padded_k, cons
     __syncthreads();
 }
 
+/// What a kernel of its own staged before: rows [all][stride], behind them the low parts likewise (BF16), and factors.
+/// Worth its launch from a few tokens on, since otherwise every block stages them all.
+struct Prestaged {
+    const u8* values; // null: nothing was
+    const float* factors;
+    int all;
+};
+
+DEVICE void copy_async(void* shared, const void* global) {
+    u32 to = u32(__cvta_generic_to_shared(shared));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+}
+
+/// Brings rows first .. first + n of it to shared memory. All threads; ends with a barrier.
+template <int FORMAT>
+DEVICE void fetch_staged(const Prestaged& from, int first, int n, u8* values, u32 stride, float* factors) {
+    u32 bytes = n * stride;
+    for (u32 at = threadIdx.x * 16; at < bytes; at += DECODE_THREADS * 16) {
+        copy_async(values + at, from.values + (u64)first * stride + at);
+        if (FORMAT == BF16) copy_async(values + bytes + at, from.values + (u64)(from.all + first) * stride + at);
+    }
+    if (threadIdx.x < n) factors[threadIdx.x] = __ldcg(from.factors + first + threadIdx.x);
+    asm volatile("cp.async.wait_all;" ::: "memory");
+    __syncthreads();
+}
+
 /// Sums [warps][16 rows][8 tokens] of a block in shared memory.
 DEVICE void put_sums(float* sums, const float (&c)[4], int warp, int lane) {
     float* to = sums + warp * 128 + (lane >> 2) * TOKENS + (lane & 3) * 2;

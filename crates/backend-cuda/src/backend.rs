@@ -51,6 +51,8 @@ pub(crate) struct State {
 pub(crate) struct Scratch {
     /// Activations between gate-up and down, F16 `[rows * top_k, intermediate]`.
     pub(crate) inner: Option<DeviceMemory>,
+    /// Activations as decode kernels stage them, and their factors.
+    pub(crate) staged: Option<DeviceMemory>,
     /// Router logits by part, f32.
     pub(crate) logits: Option<DeviceMemory>,
     /// Softmax states and sums of attention's splits, f32.

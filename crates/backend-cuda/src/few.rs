@@ -2,6 +2,7 @@
 //! sequences; small operations on any number of rows. More rows go on to `many.rs`.
 
 use std::ffi::c_void;
+use std::ops::Range;
 
 use tandem_backend::{AttentionContext, AttentionKind, BackendError, DenseFormat, Draw, ExpertsShape, KvShape, Rope};
 
@@ -27,6 +28,8 @@ const MANY_TILES: usize = 2048;
 const BLOCKS_EACH: usize = 3;
 /// Rows up to which one launch of the router's decode kernel is faster than the five of many rows.
 const ROUTE_ROWS_MAX: usize = 128;
+/// Rows from which on staging them once, in a launch of its own, is faster than in every block.
+const STAGED_ROWS_MIN: usize = 3;
 /// Parts into which the router's k is cut, so that more than a few multiprocessors read it.
 const ROUTER_PARTS: usize = 4;
 /// Most splits of attention over one sequence.
@@ -42,6 +45,21 @@ fn staged_stride(padded_k: usize) -> usize {
     if bytes % 128 == 64 { bytes } else { bytes + 64 }
 }
 
+/// Numbers of `Format` in `decode.cuh`.
+#[derive(Clone, Copy)]
+pub(crate) enum Operand {
+    Bf16 = 0,
+    Q8 = 1,
+    Mxfp4 = 2,
+}
+
+/// Rows staged before: addresses of `Prestaged` in `decode.cuh`, 0 where each block is to stage them itself.
+#[derive(Clone, Copy, Default)]
+struct Prestaged {
+    values: u64,
+    factors: u64,
+}
+
 /// How an operation of a linear layer is asked for.
 pub(crate) struct Linear<'a> {
     pub(crate) x: &'a CudaBuffer,
@@ -50,6 +68,13 @@ pub(crate) struct Linear<'a> {
     pub(crate) bias: Option<&'a CudaVector>,
     pub(crate) norm: Option<(&'a CudaVector, f32)>,
     pub(crate) add: bool,
+}
+
+impl Operand {
+    /// Values a weight's operand is made of: a high and a low part where BF16 alone would lose too much.
+    fn parts(self) -> usize {
+        if matches!(self, Operand::Bf16) { 2 } else { 1 }
+    }
 }
 
 impl CudaBackend {
@@ -69,19 +94,21 @@ impl CudaBackend {
         }
         let many = weight.row_tiles() >= MANY_TILES;
         let kernels = &self.kernels;
-        let (kernel, tile_cols, parts) = match (weight.format, many) {
-            (DenseFormat::Bf16, false) => (kernels.linear_decode_bf16, 32, 2),
-            (DenseFormat::Bf16, true) => (kernels.linear_decode_bf16_many, 32, 2),
-            (DenseFormat::Q8, false) => (kernels.linear_decode_q8, 32, 1),
-            (DenseFormat::Q8, true) => (kernels.linear_decode_q8_many, 32, 1),
+        let (kernel, format, tile_cols) = match (weight.format, many) {
+            (DenseFormat::Bf16, false) => (kernels.linear_decode_bf16, Operand::Bf16, 32),
+            (DenseFormat::Bf16, true) => (kernels.linear_decode_bf16_many, Operand::Bf16, 32),
+            (DenseFormat::Q8, false) => (kernels.linear_decode_q8, Operand::Q8, 32),
+            (DenseFormat::Q8, true) => (kernels.linear_decode_q8_many, Operand::Q8, 32),
         };
-        let token_bytes = parts * staged_stride(weight.cols.next_multiple_of(tile_cols));
+        let padded = weight.cols.next_multiple_of(tile_cols);
+        let token_bytes = format.parts() * staged_stride(padded);
         let tokens = self.tokens_at_once(2 * SUM_BYTES, token_bytes)?;
         let works = if many { weight.row_tiles().div_ceil(8) } else { weight.row_tiles() };
         let grid = works.min(BLOCKS_EACH * self.device.multiprocessors() as usize);
         for first in (0..n).step_by(tokens) {
             let count = tokens.min(n - first);
             let shape = Launch { grid: (grid, 1, 1), threads: THREADS, shared: 2 * SUM_BYTES + count * token_bytes };
+            let before = self.stage(x, first..first + count, norm, format, padded, None)?;
             let (norm_at, eps) = norm.map_or((0, 0.0), |(norm, eps)| (norm.memory.at(0), eps));
             self.device.launch(
                 kernel,
@@ -99,11 +126,53 @@ impl CudaBackend {
                     eps,
                     out.row(first),
                     out.width,
-                    add
+                    add,
+                    before.values,
+                    before.factors
                 ],
             )?;
         }
         Ok(())
+    }
+
+    /// Stages rows in a launch of its own where that pays; normalised rows then go to `copy` as well.
+    fn stage(
+        &self,
+        x: &CudaBuffer,
+        rows: Range<usize>,
+        norm: Option<(&CudaVector, f32)>,
+        format: Operand,
+        padded: usize,
+        copy: Option<&CudaBuffer>,
+    ) -> Result<Prestaged, BackendError> {
+        let n = rows.len();
+        if n < STAGED_ROWS_MIN {
+            return Ok(Prestaged::default());
+        }
+        let values_bytes = n * format.parts() * staged_stride(padded);
+        let mut state = self.state();
+        let bytes = values_bytes + n * size_of::<f32>();
+        let values = state.scratch.ensure(&self.device, |s| &mut s.staged, bytes, "staged activations")?;
+        let before = Prestaged { values, factors: values + values_bytes as u64 };
+        let (norm_at, eps) = norm.map_or((0, 0.0), |(norm, eps)| (norm.memory.at(0), eps));
+        let copy = copy.map_or(0, |copy| copy.row(rows.start));
+        self.simple(
+            self.kernels.stage_rows,
+            n,
+            arguments![
+                x.row(rows.start),
+                x.width,
+                x.width,
+                padded,
+                norm_at,
+                eps,
+                format as i32,
+                before.values,
+                before.factors,
+                copy
+            ],
+        )?;
+        Ok(before)
     }
 
     /// Tokens whose activations fit a block's shared memory beside `fixed` bytes and 2 KB of static arrays.
@@ -146,6 +215,7 @@ impl CudaBackend {
         let tokens = self.tokens_at_once(SUM_BYTES, token_bytes)?;
         let parts = ROUTER_PARTS.min(weight.cols / 32);
         let groups = n.div_ceil(tokens);
+        let before = self.stage(x, 0..n, norm, Operand::Bf16, weight.cols, normed)?;
         let mut state = self.state();
         let scratch = &mut state.scratch;
         let bytes = groups * parts * tokens * experts * 4;
@@ -172,7 +242,9 @@ impl CudaBackend {
                 arrived,
                 top_k,
                 ids,
-                weights
+                weights,
+                before.values,
+                before.factors
             ],
         )
     }
@@ -201,11 +273,14 @@ impl CudaBackend {
         let top_k = routing.top_k;
         let token_bytes = staged_stride(hidden.next_multiple_of(64));
         let tokens = self.tokens_at_once(2 * SUM_BYTES, token_bytes)?;
-        let mut state = self.state();
         let inner_bytes = TOKENS * top_k * intermediate * 2;
-        let inner = state.scratch.ensure(&self.device, |s| &mut s.inner, inner_bytes, "experts' inner activations")?;
+        let inner = {
+            let mut state = self.state();
+            state.scratch.ensure(&self.device, |s| &mut s.inner, inner_bytes, "experts' inner activations")?
+        };
         for first in (0..n).step_by(tokens) {
             let some = tokens.min(n - first);
+            let before = self.stage(x, first..first + some, None, Operand::Mxfp4, hidden.next_multiple_of(64), None)?;
             let (ids, weights) = routing.row(first);
             let works = ((some * top_k).min(count) * intermediate.div_ceil(8)).div_ceil(2);
             let grid = works.min(BLOCKS_EACH * self.device.multiprocessors() as usize);
@@ -227,7 +302,9 @@ impl CudaBackend {
                     experts.gate_up_bias.memory.at(0),
                     limit,
                     alpha,
-                    inner
+                    inner,
+                    before.values,
+                    before.factors
                 ],
             )?;
             let shape = Launch { grid: (hidden.div_ceil(16), 1, 1), threads: THREADS, shared: 0 };
@@ -349,7 +426,7 @@ impl CudaBackend {
             list.inverse_temperature[i] = if draw.temperature > 0.0 { draw.temperature.recip() } else { LIKELIEST };
             if let Some(mask) = &draw.mask {
                 list.mask[i] = masked as i32;
-                masks.room(&self.device, words)?.put(masked, mask)?;
+                masks.room(&self.device, words)?.put(masked, mask);
                 masked += 1;
             }
         }

@@ -146,6 +146,7 @@ kernels![
     embed,
     set_words,
     read_once,
+    stage_rows,
     linear_decode_bf16,
     linear_decode_q8,
     linear_decode_mxfp4,

@@ -45,15 +45,11 @@ impl Masks {
 }
 
 impl Memory {
-    /// Sets mask number `index`.
-    pub(crate) fn put(&mut self, index: usize, mask: &[u32]) -> Result<(), BackendError> {
-        if mask.len() != self.words {
-            let (got, want) = (mask.len(), self.words);
-            return Err(BackendError::Shape(format!("a mask of {got} words where {want} are needed")));
-        }
+    /// Sets mask number `index`. Tokens beyond its end are not allowed.
+    pub(crate) fn put(&mut self, index: usize, mask: &[u32]) {
         let bytes = self.words * 4;
         let to = &mut self.pinned.as_mut_slice()[index * bytes..][..bytes];
-        to.chunks_exact_mut(4).zip(mask).for_each(|(to, word)| to.copy_from_slice(&word.to_le_bytes()));
-        Ok(())
+        let words = mask.iter().copied().chain(std::iter::repeat(0));
+        to.chunks_exact_mut(4).zip(words).for_each(|(to, word)| to.copy_from_slice(&word.to_le_bytes()));
     }
 }

@@ -87,7 +87,8 @@ pub struct Draw {
     pub temperature: f32,
     /// A random number in [0, 1): the inverse of the cumulative distribution is taken there, in order of token id.
     pub uniform: f64,
-    /// Which tokens may be chosen, one bit per token id, 32 to a word, lowest bit first, at least one set; `None`: any.
+    /// Which tokens may be chosen, one bit per token id, 32 to a word, lowest bit first, at least one set;
+    /// ids beyond its end may not. `None`: any.
     pub mask: Option<Arc<[u32]>>,
 }
 

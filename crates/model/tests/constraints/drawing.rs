@@ -33,6 +33,11 @@ impl Backend for Drawing {
         for (row, (draw, token)) in draws.iter().zip(tokens).enumerate() {
             let mut logits_row = vec![0.0; self.vocab];
             self.cpu.download(logits, row, &mut logits_row)?;
+            if let Some(mask) = &draw.mask {
+                let allowed = |token: usize| mask[token / 32] >> (token % 32) & 1 == 1;
+                let forbidden = logits_row.iter_mut().enumerate().filter(|(token, _)| !allowed(*token));
+                forbidden.for_each(|(_, logit)| *logit = f32::NEG_INFINITY);
+            }
             *token = choose(&logits_row, draw);
         }
         Ok(())
