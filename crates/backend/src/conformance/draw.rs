@@ -20,7 +20,7 @@ pub(super) fn run<B: Backend>(suite: &mut Suite<'_, B>) {
         let draw = |row: usize, random: &mut Random| Draw {
             temperature: [0.0, 0.7, 1.0, 1.9][row % 4],
             uniform: [0.0_f64, 0.999_999_9, 0.5][row % 3].max(random.below(1000) as f64 / 1000.0),
-            mask: (row % 5 < 2).then(|| mask(vocab, row, random)),
+            mask: (row % 5 < 2).then(|| mask(&logits[row * vocab..][..vocab], row, random)),
         };
         let draws: Vec<Draw> = (0..rows).map(|row| draw(row, &mut random)).collect();
         let buffer = suite.upload(&logits, vocab);
@@ -35,9 +35,11 @@ pub(super) fn run<B: Backend>(suite: &mut Suite<'_, B>) {
 }
 
 /// About half of the tokens, or one alone; of those that are possible at least one.
-fn mask(vocab: usize, row: usize, random: &mut Random) -> Arc<[u32]> {
+fn mask(logits: &[f32], row: usize, random: &mut Random) -> Arc<[u32]> {
+    let vocab = logits.len();
     let mut mask = vec![0_u32; vocab.div_ceil(32)];
-    let only = random.below(vocab / 7) * 7 + 1;
+    let start = random.below(vocab - 1);
+    let only = start + usize::from(logits[start] == f32::NEG_INFINITY);
     mask[only / 32] |= 1 << (only % 32);
     if row.is_multiple_of(2) {
         (0..vocab).filter(|_| random.below(2) == 0).for_each(|token| mask[token / 32] |= 1 << (token % 32));
