@@ -11,10 +11,13 @@ constexpr int CHOICES = TOKENS * 8; // most of tokens * top_k
 /// Makes use of F16's range; what MXFP4_FACTOR has beyond it is left to the end of down.
 constexpr float Z_FACTOR = 256.0f;
 
-/// The distinct experts in ascending order. All threads; ends with a barrier.
-DEVICE int list_experts(const int* ids, int choices, int experts, int* chosen, int* list, int* count) {
-    if (threadIdx.x < choices) chosen[threadIdx.x] = __ldcg(ids + threadIdx.x);
+/// The distinct experts, in ascending order but for one token's, which are distinct as they come. All threads; ends with a
+/// barrier.
+DEVICE int list_experts(const int* ids, int n, int top_k, int experts, int* chosen, int* list, int* count) {
+    int choices = n * top_k;
+    if (threadIdx.x < choices) chosen[threadIdx.x] = list[threadIdx.x] = __ldcg(ids + threadIdx.x);
     __syncthreads();
+    if (n == 1) return choices;
     if (threadIdx.x < WARP) {
         int found = 0;
         for (int base = 0; base < experts; base += WARP) {
@@ -53,7 +56,7 @@ extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 3)
     u32 stride = staged_stride(k_tiles * 64);
     Staged staged = {values, stride, 0};
     wait_for_predecessor();
-    int works = list_experts(ids, n * top_k, experts, chosen, list, &count) * row_tiles;
+    int works = list_experts(ids, n, top_k, experts, chosen, list, &count) * row_tiles;
     Walk<MXFP4, SPLIT> walk;
     int first = warp % SPLIT, own = warp / SPLIT, work = blockIdx.x * AT_ONCE + own;
     auto begin = [&] {
@@ -98,22 +101,25 @@ extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 3)
 
 // out[token] += sum over slots of down_e · z[token, slot] + weight * bias_e.
 //
-// A block has one row tile of the output; its warps take turns with quarters of the distinct experts' k: for one token and
-// four experts two each.
-// Launch: (hidden / 16 rounded up, 256 threads, shared = 4 KB).
-extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
+// Blocks (tile, 0), (tile, 1), ... share one row tile of the output; their warps take turns with quarters of the distinct
+// experts' k: for one token, four experts and two blocks one each. The block that comes last adds up in their order.
+// Launch: (hidden / 16 rounded up, blocks of a tile), 256 threads. `partial` [blocks of a tile][tiles][128]; `arrived`
+// [tiles] is 0 and is left 0.
+extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 3)
     moe_down_decode(const u16* z, int n, int units, int hidden, int experts, int top_k, const int* ids,
-                    const float* weights, const u8* tiles, const u8* scales, const float* bias, float* out, int add) {
-    constexpr int AHEAD = Share<MXFP4>::AHEAD, PARTS = 4, BYTES = Share<MXFP4>::BYTES;
-    __shared__ float sums[DECODE_WARPS * 128];
+                    const float* weights, const u8* tiles, const u8* scales, const float* bias, float* out, int add,
+                    float* partial, u32* arrived) {
+    constexpr int AHEAD = ROOMY ? 4 : 3, PARTS = 4, BYTES = Share<MXFP4>::BYTES;
+    __shared__ bool last;
+    __shared__ __align__(16) float sums[DECODE_WARPS * 128];
     __shared__ int chosen[CHOICES], list[CHOICES], count;
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, tile = blockIdx.x;
     int k_tiles = (units + 63) / 64, row_tiles = gridDim.x;
     // The router is done: gate_up, which launched this kernel, had waited for it. Only z is not there yet.
-    int items = list_experts(ids, n * top_k, experts, chosen, list, &count) * PARTS;
+    int items = list_experts(ids, n, top_k, experts, chosen, list, &count) * PARTS;
     let_successor_start();
     int row = threadIdx.x / TOKENS, token = threadIdx.x % TOKENS, feature = tile * 16 + row;
-    bool mine = row < 16 && token < n && feature < hidden;
+    bool counts = row < 16 && token < n && feature < hidden, mine = counts && blockIdx.y == 0;
     float* to = out + (u64)token * hidden + feature;
     float start = mine && add ? __ldcg(to) : 0.0f; // with the biases, on its way meanwhile
     if (mine)
@@ -124,7 +130,7 @@ extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
     Share<MXFP4> held[AHEAD];
     uint4 b[AHEAD][2];
     bool waited = false;
-    for (int item = warp; item < items; item += DECODE_WARPS) {
+    for (int item = blockIdx.y * DECODE_WARPS + warp; item < items; item += gridDim.y * DECODE_WARPS) {
         int expert = list[item / PARTS], part = item % PARTS;
         int first = k_tiles * part / PARTS, end = k_tiles * (part + 1) / PARTS, left = end - first;
         u64 at = ((u64)expert * row_tiles + tile) * k_tiles + first;
@@ -164,5 +170,18 @@ extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
     if (!waited) wait_for_predecessor(); // whoever writes has waited
     put_sums(sums, c, warp, lane);
     __syncthreads();
-    if (mine) *to = start + take_sum(sums, row, token) * (MXFP4_FACTOR / Z_FACTOR);
+    u32 stride = gridDim.x * 128;
+    partial += tile * 128 + threadIdx.x;
+    if (counts) __stcg(partial + blockIdx.y * stride, start + take_sum(sums, row, token) * (MXFP4_FACTOR / Z_FACTOR));
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) last = atomicAdd(arrived + tile, 1) == gridDim.y - 1;
+    __syncthreads();
+    if (!last) return;
+    __threadfence();
+    float sum = 0;
+    if (counts)
+        for (int block = 0; block < gridDim.y; block++) sum += __ldcg(partial + block * stride);
+    if (counts) *to = sum;
+    if (threadIdx.x == 0) arrived[tile] = 0;
 }

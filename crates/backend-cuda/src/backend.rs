@@ -53,6 +53,8 @@ pub(crate) struct Scratch {
     pub(crate) inner: Option<DeviceMemory>,
     /// Activations as decode kernels stage them, and their factors.
     pub(crate) staged: Option<DeviceMemory>,
+    /// Sums of blocks that share an output, f32.
+    pub(crate) partial: Option<DeviceMemory>,
     /// Router logits by part, f32.
     pub(crate) logits: Option<DeviceMemory>,
     /// Softmax states and sums of attention's splits, f32.

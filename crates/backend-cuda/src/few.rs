@@ -30,6 +30,8 @@ const BLOCKS_EACH: usize = 3;
 const ROUTE_ROWS_MAX: usize = 128;
 /// Rows from which on staging them once, in a launch of its own, is faster than in every block.
 const STAGED_ROWS_MIN: usize = 3;
+/// Blocks that share a row tile of the experts' second product.
+const DOWN_BLOCKS: usize = 2;
 /// Parts into which the router's k is cut, so that more than a few multiprocessors read it.
 const ROUTER_PARTS: usize = 4;
 /// Most splits of attention over one sequence.
@@ -274,9 +276,16 @@ impl CudaBackend {
         let token_bytes = staged_stride(hidden.next_multiple_of(64));
         let tokens = self.tokens_at_once(2 * SUM_BYTES, token_bytes)?;
         let inner_bytes = TOKENS * top_k * intermediate * 2;
-        let inner = {
-            let mut state = self.state();
-            state.scratch.ensure(&self.device, |s| &mut s.inner, inner_bytes, "experts' inner activations")?
+        let tiles = hidden.div_ceil(16);
+        let (inner, partial, arrived) = {
+            let scratch = &mut self.state().scratch;
+            let device = &self.device;
+            let bytes = DOWN_BLOCKS * tiles * SUM_BYTES / 8;
+            (
+                scratch.ensure(device, |s| &mut s.inner, inner_bytes, "experts' inner activations")?,
+                scratch.ensure(device, |s| &mut s.partial, bytes, "partial sums")?,
+                scratch.ensure(device, |s| &mut s.arrived, COUNTER_BYTES.max(4 * tiles), "counters")?,
+            )
         };
         for first in (0..n).step_by(tokens) {
             let some = tokens.min(n - first);
@@ -307,7 +316,7 @@ impl CudaBackend {
                     before.factors
                 ],
             )?;
-            let shape = Launch { grid: (hidden.div_ceil(16), 1, 1), threads: THREADS, shared: 0 };
+            let shape = Launch { grid: (tiles, DOWN_BLOCKS, 1), threads: THREADS, shared: 0 };
             self.device.launch(
                 self.kernels.moe_down_decode,
                 shape,
@@ -324,7 +333,9 @@ impl CudaBackend {
                     experts.down.scales.at(0),
                     experts.down_bias.memory.at(0),
                     out.row(first),
-                    add
+                    add,
+                    partial,
+                    arrived
                 ],
             )?;
         }
