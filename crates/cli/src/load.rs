@@ -101,7 +101,7 @@ pub fn load(args: &ModelArgs, progress: Progress) -> Result<Loaded> {
     let settings = EngineSettings {
         max_queue: args.max_queue as usize,
         prefill_chunk: place.prefill_chunk(args),
-        pipeline_depth: args.pipeline_depth.into(),
+        pipeline_depth: place.pipeline_depth(args),
         step_timeout: STEP_TIMEOUT,
         ..EngineSettings::default()
     };
@@ -303,6 +303,15 @@ impl Place {
             Self::Cpu => 512,
             Self::Cuda => 4096,
         })
+    }
+
+    /// Steps under way: the host's part of a step is worth hiding where the device computes by itself.
+    fn pipeline_depth(self, args: &ModelArgs) -> u32 {
+        let depth = args.pipeline_depth.unwrap_or(match self {
+            Self::Cpu => 1,
+            Self::Cuda => 2,
+        });
+        depth.into()
     }
 
     /// Tells what was chosen and why, where the choice was ours.

@@ -92,9 +92,9 @@ pub struct ModelArgs {
     /// Launch GPU kernels one by one instead of as recorded steps: slower, for finding faults.
     #[arg(long, env = "TANDEM_EAGER")]
     pub eager: bool,
-    /// Steps handed to the worker before the first one's result is back.
-    #[arg(long, value_name = "N", default_value_t = 1, env = "TANDEM_PIPELINE_DEPTH", value_parser = clap::value_parser!(u8).range(1..=2))]
-    pub pipeline_depth: u8,
+    /// Steps handed to the worker before the first one's result is back (default: 1 on a CPU, 2 on a GPU).
+    #[arg(long, value_name = "N", env = "TANDEM_PIPELINE_DEPTH", value_parser = clap::value_parser!(u8).range(1..=2))]
+    pub pipeline_depth: Option<u8>,
 }
 
 /// `tandem serve`.
