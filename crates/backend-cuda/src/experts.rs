@@ -42,7 +42,11 @@ impl CudaExperts {
         shape: ExpertsShape,
         source: &ExpertsSource<'_>,
     ) -> Result<Self, BackendError> {
-        let ExpertsShape { experts, hidden, intermediate, limit, .. } = shape;
+        let ExpertsShape { experts, hidden, intermediate, limit, total, .. } = shape;
+        if experts != total {
+            let what = format!("{experts} of {total} experts: on GPUs experts are sliced, or all on one");
+            return Err(BackendError::Unsupported(what));
+        }
         if !hidden.is_multiple_of(32) || !intermediate.is_multiple_of(32) || experts == 0 || experts > EXPERTS_MAX {
             return Err(BackendError::Shape(format!("{experts} experts of {hidden} and {intermediate}")));
         }

@@ -260,7 +260,7 @@ impl CudaBackend {
         out: &mut CudaBuffer,
         add: bool,
     ) -> Result<(), BackendError> {
-        let ExpertsShape { experts: count, hidden, intermediate, limit, alpha } = experts.shape;
+        let ExpertsShape { experts: count, hidden, intermediate, limit, alpha, .. } = experts.shape;
         x.check("experts' input", n, hidden)?;
         out.check("experts' output", n, hidden)?;
         if n > routing.rows {

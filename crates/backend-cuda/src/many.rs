@@ -89,7 +89,7 @@ impl CudaBackend {
         experts: &CudaExperts,
         out: &CudaBuffer,
     ) -> Result<(), BackendError> {
-        let ExpertsShape { experts: count, hidden, intermediate, limit, alpha } = experts.shape;
+        let ExpertsShape { experts: count, hidden, intermediate, limit, alpha, .. } = experts.shape;
         let (top_k, pairs) = (routing.top_k, n * routing.top_k);
         let best = if self.kernels.moe_down.wide.is_some() { EXPERTS_BEST } else { TILES };
         let up = self.choose(&self.kernels.moe_gate_up, best, pairs.div_ceil(count));

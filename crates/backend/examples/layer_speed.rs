@@ -103,7 +103,15 @@ struct Layer<'a> {
 impl<'a> Layer<'a> {
     fn load(backend: &'a CpuBackend) -> Result<Self, Box<dyn Error>> {
         let begun = Instant::now();
-        let shape = ExpertsShape { experts: EXPERTS, hidden: HIDDEN, intermediate: HIDDEN, limit: 7.0, alpha: 1.702 };
+        let shape = ExpertsShape {
+            experts: EXPERTS,
+            first: 0,
+            total: EXPERTS,
+            hidden: HIDDEN,
+            intermediate: HIDDEN,
+            limit: 7.0,
+            alpha: 1.702,
+        };
         let source = ExpertsSource {
             gate_up_blocks: &noise(EXPERTS * 2 * HIDDEN, HIDDEN / 2, Kind::Nibbles),
             gate_up_scales: &noise(EXPERTS * 2 * HIDDEN, HIDDEN / 32, Kind::Scales),

@@ -132,6 +132,18 @@ pub trait Backend: Send {
     fn download(&self, buffer: &Self::Buffer, first: usize, out: &mut [f32]) -> Result<(), BackendError>;
     /// Copies values from the host into rows of a buffer.
     fn upload(&self, buffer: &mut Self::Buffer, first: usize, values: &[f32]) -> Result<(), BackendError>;
+    /// Lets `change` work on the first `values` values of a buffer where the host can reach them.
+    fn on_host<E: From<BackendError>>(
+        &self,
+        buffer: &mut Self::Buffer,
+        values: usize,
+        change: &mut dyn FnMut(&mut [f32]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut host = vec![0.0; values];
+        self.download(buffer, 0, &mut host)?;
+        change(&mut host)?;
+        Ok(self.upload(buffer, 0, &host)?)
+    }
 
     // ---- steps ----
 
@@ -208,7 +220,7 @@ pub trait Backend: Send {
     ) -> Result<(), BackendError>;
     /// `out[i] = Σ_e w_e · (down_e · swiglu(gate_up_e · x[i] + b1_e) + b2_e)` over the row's chosen experts, summed in
     /// ascending order of rank in the routing. `swiglu`: `a · sigmoid(alpha · a) · (u + 1)` with `a = min(gate, limit)`,
-    /// `u = clamp(up, -limit, limit)`.
+    /// `u = clamp(up, -limit, limit)`. Chosen experts that are not held (see [`ExpertsShape`]) are left out of the sum.
     fn moe(
         &self,
         x: &Self::Buffer,

@@ -13,11 +13,15 @@ pub trait RowSource: Sync {
     fn read(&self, first: usize, out: &mut [u8]) -> io::Result<()>;
 }
 
-/// Sizes of one layer's experts (of this shard).
+/// Sizes of one layer's experts, of which a shard may hold some, or of each a part of its units.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ExpertsShape {
-    /// Experts.
+    /// Experts held.
     pub experts: usize,
+    /// The first of them, as the router counts.
+    pub first: usize,
+    /// All that the router chooses from. What it chooses of those that are not held adds nothing to the output.
+    pub total: usize,
     /// Width of the residual stream, a multiple of 32.
     pub hidden: usize,
     /// Units between the two matrices, a multiple of 32.

@@ -16,7 +16,7 @@ use tandem_model::memory::{
     Computing, MemoryPlan, MemoryRequest, MemoryTable, available_memory, bytes_per_token, plan_memory,
 };
 use tandem_model::{
-    Checkpoint, Config, Counted, Formats, LocalWorker, Model, Runner, Synthetic, SyntheticKind, WeightStore,
+    Checkpoint, Config, Counted, Formats, LocalWorker, Model, Runner, ShardPlan, Synthetic, SyntheticKind, WeightStore,
 };
 use tandem_step::Capacity;
 use tracing::info;
@@ -354,7 +354,7 @@ impl Loading<'_> {
         let device = backend.describe();
         info!("device: {device}");
         let model = with_progress(self.store, self.progress, |store| {
-            Ok(Model::load(backend, store, self.formats, self.capacity)?)
+            Ok(Model::load(backend, store, self.formats, self.capacity, ShardPlan::UNDIVIDED)?)
         })?;
         let masks = Masks::start(MASK_THREADS).context("starting the threads that compute grammar masks")?;
         let runner = Runner::new(model).with_masker(Box::new(masks));

@@ -1,14 +1,19 @@
 //! The gpt-oss forward pass over any [`Backend`].
 
-use tandem_backend::{
-    AttentionContext, AttentionKind, Backend, BackendError, Batch, DenseFormat, Draw, ExpertsShape, ExpertsSource,
-    KvFormat, KvShape, Rope, StepLimits,
-};
+mod layer;
+mod load;
+mod unembed;
+
+use tandem_backend::{Backend, BackendError, Batch, DenseFormat, Draw, KvFormat, Rope, StepLimits};
 use tandem_step::{Capacity, Pool};
 
-use crate::layout::{LayerTensor, TensorId};
-use crate::weights::{self, WeightStore};
-use crate::{CheckpointError, Config, LayerKind};
+use self::layer::{Layer, Pools, Scratch};
+use self::load::Loader;
+use self::unembed::Unembedding;
+use crate::layout::TensorId;
+use crate::shard::{Exchange, ExchangeError, ExpertSplit, Shard, ShardError, ShardPlan, ShardStore};
+use crate::weights::WeightStore;
+use crate::{CheckpointError, Config};
 
 /// Rows of logits computed at a time; bounds the logits buffer at 64 x vocab x 4 bytes (51 MB for gpt-oss).
 pub const LOGIT_ROWS: usize = 64;
@@ -28,6 +33,9 @@ pub enum ModelError {
     /// The weights could not be had.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// The model cannot be divided as asked.
+    #[error(transparent)]
+    Shard(#[from] ShardError),
     /// The device refused.
     #[error("{what}: {source}")]
     Backend {
@@ -37,6 +45,9 @@ pub enum ModelError {
         #[source]
         source: BackendError,
     },
+    /// Another rank could not be reached.
+    #[error(transparent)]
+    Exchange(#[from] ExchangeError),
     /// A plan that contradicts the worker's state: a bug of whoever made it.
     #[error("bad plan: {0}")]
     Plan(String),
@@ -48,85 +59,98 @@ impl From<BackendError> for ModelError {
     }
 }
 
-struct Layer<B: Backend> {
-    kind: AttentionKind,
-    /// Index among the layers of its kind, which is its place in the KV pool.
-    kv_layer: usize,
-    input_norm: B::Vector,
-    qkv: B::Matrix,
-    qkv_bias: B::Vector,
-    sinks: B::Vector,
-    out: B::Matrix,
-    out_bias: B::Vector,
-    post_norm: B::Vector,
-    router: B::Matrix,
-    router_bias: B::Vector,
-    experts: B::Experts,
-}
-
-/// Activations of one step, allocated once.
-struct Scratch<B: Backend> {
-    residual: B::Buffer,
-    normed: B::Buffer,
-    qkv: B::Buffer,
-    attended: B::Buffer,
-    update: B::Buffer,
-    routing: B::Routing,
-    last: B::Buffer,
-    last_normed: B::Buffer,
-    logits: B::Buffer,
-    /// Host copy of `logits`.
-    host_logits: Vec<f32>,
-}
-
 /// A loaded model with its KV pools and working memory: everything it will ever allocate.
+///
+/// It holds the whole model, or one rank's shard of it, or the shards of all ranks as parts beside each other. The last
+/// two compute the same bits: a rank adds its part to the others' through an [`Exchange`], in the order in which one
+/// worker adds its parts.
 pub struct Model<B: Backend> {
     backend: B,
     config: Config,
     capacity: Capacity,
+    shards: Vec<ShardPlan>,
+    exchange: Option<Box<dyn Exchange>>,
     rope: Rope,
     embedding: B::Matrix,
     layers: Vec<Layer<B>>,
-    final_norm: B::Vector,
-    lm_head: B::Matrix,
-    full: B::Kv,
-    sliding: B::Kv,
+    unembedding: Unembedding<B>,
+    /// One of each for every part.
+    pools: Vec<Pools<B>>,
     scratch: Scratch<B>,
 }
 
 impl<B: Backend> Model<B> {
-    /// Reads all weights from `store` and allocates caches and working memory for `capacity`.
-    pub fn load(backend: B, store: &dyn WeightStore, formats: Formats, capacity: Capacity) -> Result<Self, ModelError> {
+    /// Reads the weights of one shard from `store` and allocates caches and working memory for `capacity`.
+    /// [`ShardPlan::UNDIVIDED`] is the whole model; any other needs [`Model::with_exchange`] before it runs.
+    pub fn load(
+        backend: B,
+        store: &dyn WeightStore,
+        formats: Formats,
+        capacity: Capacity,
+        shard: ShardPlan,
+    ) -> Result<Self, ModelError> {
+        Self::load_shards(backend, store, formats, capacity, vec![shard])
+    }
+
+    /// Reads the shards of all ranks of a world, to compute alone, bit by bit, what these do together.
+    pub fn load_all(
+        backend: B,
+        store: &dyn WeightStore,
+        formats: Formats,
+        capacity: Capacity,
+        world: usize,
+        experts: ExpertSplit,
+    ) -> Result<Self, ModelError> {
+        Self::load_shards(backend, store, formats, capacity, ShardPlan::all(world, experts))
+    }
+
+    fn load_shards(
+        backend: B,
+        store: &dyn WeightStore,
+        formats: Formats,
+        capacity: Capacity,
+        plans: Vec<ShardPlan>,
+    ) -> Result<Self, ModelError> {
         let config = store.config().clone();
-        let loader = Loader { backend: &backend, store, dense: formats.dense };
-        let embedding = loader.matrix(TensorId::Embedding, DenseFormat::Bf16)?;
-        let mut layers = Vec::with_capacity(config.layers());
-        for (index, &kind) in config.layer_kinds.iter().enumerate() {
-            let kv_layer = config.layer_kinds[..index].iter().filter(|&&earlier| earlier == kind).count();
-            layers.push(loader.layer(&config, index, kind, kv_layer)?);
-        }
-        let final_norm = loader.vector(TensorId::FinalNorm)?;
-        let lm_head = loader.matrix(TensorId::LmHead, formats.dense)?;
-        let pool = |layers: usize, blocks: u32| {
-            backend.kv(KvShape {
-                layers,
-                blocks: blocks as usize,
-                block_tokens: capacity.block_tokens as usize,
-                kv_heads: config.kv_heads,
-                head_dim: config.head_dim,
-                format: formats.kv,
-            })
-        };
-        let full = pool(config.layers_of(LayerKind::Full), capacity.full_blocks)?;
-        let sliding = pool(config.layers_of(LayerKind::Sliding), capacity.sliding_blocks)?;
-        let scratch = Scratch::new(&backend, &config, capacity.max_step_tokens as usize)?;
+        let shards = plans.iter().map(|plan| plan.shard(&config)).collect::<Result<Vec<Shard>, _>>()?;
+        let stores: Vec<ShardStore<'_>> = shards.iter().map(|shard| ShardStore::new(store, shard)).collect();
+        let loader = Loader { backend: &backend, config: &config, stores: &stores, shards: &shards, formats };
+        let embedding = loader.matrix(&stores[0], TensorId::Embedding, DenseFormat::Bf16)?;
+        let layers = (0..config.layers()).map(|index| loader.layer(index)).collect::<Result<Vec<_>, _>>()?;
+        let rows = capacity.max_step_tokens as usize;
+        let unembedding = loader.unembedding(LOGIT_ROWS.min(rows))?;
+        let pools = shards.iter().map(|shard| loader.pools(shard, capacity)).collect::<Result<Vec<_>, _>>()?;
+        let scratch = Scratch::new(&backend, &config, &shards, rows)?;
         let rope = config.rope();
         backend.reserve(StepLimits {
-            rows: capacity.max_step_tokens as usize,
+            rows,
             sequences: capacity.max_streams as usize,
             blocks: capacity.context.div_ceil(capacity.block_tokens) as usize,
         })?;
-        Ok(Self { backend, config, capacity, rope, embedding, layers, final_norm, lm_head, full, sliding, scratch })
+        Ok(Self {
+            backend,
+            config,
+            capacity,
+            shards: plans,
+            exchange: None,
+            rope,
+            embedding,
+            layers,
+            unembedding,
+            pools,
+            scratch,
+        })
+    }
+
+    /// The same model, connected to the other ranks; an earlier connection is dropped. Fails unless the exchange is that of
+    /// this rank.
+    pub fn with_exchange(self, exchange: Box<dyn Exchange>) -> Result<Self, ModelError> {
+        let (theirs, ours) = ((exchange.rank(), exchange.world()), self.place());
+        if ours != Some(theirs) {
+            let what = format!("an exchange of rank {} of {} for {:?}", theirs.0, theirs.1, self.shards);
+            return Err(ExchangeError::new(what).into());
+        }
+        Ok(Self { exchange: Some(exchange), ..self })
     }
 
     /// The model's configuration.
@@ -146,49 +170,46 @@ impl<B: Backend> Model<B> {
 
     /// Copies KV blocks, `(from, to)`.
     pub fn copy_blocks(&mut self, pool: Pool, pairs: &[(u32, u32)]) -> Result<(), ModelError> {
-        let kv = match pool {
-            Pool::Full => &mut self.full,
-            Pool::Sliding => &mut self.sliding,
-        };
-        Ok(self.backend.copy_blocks(kv, pairs)?)
+        for pools in &mut self.pools {
+            self.backend.copy_blocks(pools.of(pool), pairs)?;
+        }
+        Ok(())
     }
 
     /// Runs every row through all layers, storing keys and values. The residual stream stays in working memory for
     /// [`Model::logits`].
     pub fn forward(&mut self, batch: &Batch<'_>) -> Result<(), ModelError> {
-        let Self { backend, scratch, config, embedding, layers, rope, full, sliding, .. } = self;
+        self.check_connected()?;
+        let Self { backend, scratch, config, embedding, layers, rope, pools, exchange, .. } = self;
         backend.begin(batch)?;
-        backend.repeat(batch, &mut || {
+        // What was recorded would be repeated without the others.
+        let repeats = exchange.is_none();
+        let mut run = || {
             backend.embed(embedding, batch, &mut scratch.residual)?;
             for layer in &*layers {
-                let kv = match layer.kind {
-                    AttentionKind::Full => &mut *full,
-                    AttentionKind::Sliding { .. } => &mut *sliding,
-                };
-                layer.forward(backend, config, rope, batch, kv, scratch)?;
+                layer.forward(backend, config, rope, batch, pools, exchange.as_deref_mut(), scratch)?;
             }
             Ok(())
-        })
+        };
+        if repeats { backend.repeat(batch, &mut run) } else { run() }
     }
 
     /// Logits of the given rows of the last [`Model::forward`], handed to `each` one row at a time with its index in
-    /// `rows`; the slice holds `vocab` values and may be changed.
+    /// `rows`; the slice holds `vocab` values and may be changed. Every rank gets all of them.
     pub fn logits(&mut self, rows: &[usize], mut each: impl FnMut(usize, &mut [f32])) -> Result<(), ModelError> {
+        self.check_connected()?;
+        let Self { backend, scratch, unembedding, exchange, .. } = self;
         for (chunk, some) in rows.chunks(LOGIT_ROWS).enumerate() {
-            self.unembed(some)?;
-            let Self { backend, scratch: s, config, .. } = self;
-            let host = &mut s.host_logits[..some.len() * config.vocab];
-            backend.download(&s.logits, 0, host)?;
-            for (i, logits) in host.chunks_exact_mut(config.vocab).enumerate() {
-                each(chunk * LOGIT_ROWS + i, logits);
-            }
+            unembedding.compute(backend, &scratch.residual, some)?;
+            unembedding.bring(backend, some.len(), exchange.as_deref_mut())?;
+            unembedding.each_row(some.len(), |i, logits| each(chunk * LOGIT_ROWS + i, logits));
         }
         Ok(())
     }
 
     /// Whether [`Model::draw`] works on this device.
     pub fn draws(&self) -> bool {
-        B::DRAWS
+        B::DRAWS && self.shards[0].world == 1
     }
 
     /// Tokens chosen on the device from the logits of the given rows of the last [`Model::forward`].
@@ -196,140 +217,26 @@ impl<B: Backend> Model<B> {
         let mut tokens = vec![0; rows.len()];
         for (some, tokens) in rows.chunks(LOGIT_ROWS).zip(tokens.chunks_mut(LOGIT_ROWS)) {
             let (indices, draws): (Vec<usize>, Vec<Draw>) = some.iter().cloned().unzip();
-            self.unembed(&indices)?;
-            self.backend.draw(&self.scratch.logits, &draws, tokens)?;
+            self.unembedding.compute(&self.backend, &self.scratch.residual, &indices)?;
+            self.unembedding.draw(&self.backend, &draws, tokens)?;
         }
         Ok(tokens)
     }
 
-    /// Logits of at most [`LOGIT_ROWS`] rows, on the device.
-    fn unembed(&mut self, rows: &[usize]) -> Result<(), ModelError> {
-        let Self { backend, scratch: s, config, .. } = self;
-        backend.gather(&s.residual, rows, &mut s.last)?;
-        let norm = (&self.final_norm, config.rms_eps);
-        backend.norm_linear(&s.last, rows.len(), norm, &self.lm_head, None, &mut s.last_normed, &mut s.logits)?;
-        Ok(())
-    }
-}
-
-impl<B: Backend> Layer<B> {
-    /// `x += attention(norm(x)); x += experts(norm(x))`, x being the residual stream.
-    fn forward(
-        &self,
-        backend: &B,
-        config: &Config,
-        rope: &Rope,
-        batch: &Batch<'_>,
-        kv: &mut B::Kv,
-        s: &mut Scratch<B>,
-    ) -> Result<(), ModelError> {
-        let (n, eps) = (batch.tokens.len(), config.rms_eps);
-        let context = AttentionContext { batch, kind: self.kind, layer: self.kv_layer, heads: config.heads };
-        let (residual, normed, update) = (&mut s.residual, &mut s.normed, &mut s.update);
-        backend.norm_linear(
-            residual,
-            n,
-            (&self.input_norm, eps),
-            &self.qkv,
-            Some(&self.qkv_bias),
-            normed,
-            &mut s.qkv,
-        )?;
-        backend.rope_attention(&mut s.qkv, rope, &self.sinks, &context, kv, &mut s.attended)?;
-        backend.linear_add(&s.attended, n, &self.out, Some(&self.out_bias), update, residual)?;
-        let (router, bias) = (&self.router, &self.router_bias);
-        backend.norm_route(residual, n, (&self.post_norm, eps), router, bias, normed, &mut s.routing)?;
-        backend.moe_add(normed, n, &s.routing, &self.experts, update, residual)?;
-        Ok(())
-    }
-}
-
-impl<B: Backend> Scratch<B> {
-    fn new(backend: &B, config: &Config, rows: usize) -> Result<Self, BackendError> {
-        let logit_rows = LOGIT_ROWS.min(rows);
-        Ok(Self {
-            residual: backend.buffer(rows, config.hidden)?,
-            normed: backend.buffer(rows, config.hidden)?,
-            qkv: backend.buffer(rows, config.qkv_width())?,
-            attended: backend.buffer(rows, config.q_width())?,
-            update: backend.buffer(rows, config.hidden)?,
-            routing: backend.routing(rows, config.top_k)?,
-            last: backend.buffer(logit_rows, config.hidden)?,
-            last_normed: backend.buffer(logit_rows, config.hidden)?,
-            logits: backend.buffer(logit_rows, config.vocab)?,
-            host_logits: vec![0.0; logit_rows * config.vocab],
-        })
-    }
-}
-
-/// Reads tensors onto the device.
-struct Loader<'a, B: Backend> {
-    backend: &'a B,
-    store: &'a dyn WeightStore,
-    dense: DenseFormat,
-}
-
-impl<B: Backend> Loader<'_, B> {
-    fn matrix(&self, id: TensorId, format: DenseFormat) -> Result<B::Matrix, ModelError> {
-        let source = self.store.tensor(id)?;
-        self.backend.matrix(source.as_ref(), format).map_err(|source| loading(id, source))
+    /// Rank and world, where this is one rank's shard of several.
+    fn place(&self) -> Option<(usize, usize)> {
+        match self.shards[..] {
+            [ShardPlan { rank, world, .. }] if world > 1 => Some((rank, world)),
+            _ => None,
+        }
     }
 
-    fn vector(&self, id: TensorId) -> Result<B::Vector, ModelError> {
-        let source = self.store.tensor(id)?;
-        self.backend.vector(source.as_ref()).map_err(|source| loading(id, source))
+    fn check_connected(&self) -> Result<(), ModelError> {
+        match (self.place(), &self.exchange) {
+            (Some((rank, world)), None) => {
+                Err(ExchangeError::new(format!("rank {rank} of {world} is not connected to them")).into())
+            }
+            _ => Ok(()),
+        }
     }
-
-    fn layer(&self, config: &Config, index: usize, kind: LayerKind, kv_layer: usize) -> Result<Layer<B>, ModelError> {
-        use LayerTensor::*;
-        let id = |tensor| TensorId::Layer(index, tensor);
-        let kind = match kind {
-            LayerKind::Full => AttentionKind::Full,
-            LayerKind::Sliding => AttentionKind::Sliding { window: config.sliding_window },
-        };
-        let qkv = weights::qkv_weight(self.store, index)?;
-        let qkv_bias = weights::qkv_bias(self.store, index)?;
-        Ok(Layer {
-            kind,
-            kv_layer,
-            input_norm: self.vector(id(InputNorm))?,
-            qkv: self.backend.matrix(&qkv, self.dense).map_err(|source| loading(id(QWeight), source))?,
-            qkv_bias: self.backend.vector(&qkv_bias).map_err(|source| loading(id(QBias), source))?,
-            sinks: self.vector(id(Sinks))?,
-            out: self.matrix(id(OWeight), self.dense)?,
-            out_bias: self.vector(id(OBias))?,
-            post_norm: self.vector(id(PostAttentionNorm))?,
-            router: self.matrix(id(RouterWeight), DenseFormat::Bf16)?,
-            router_bias: self.vector(id(RouterBias))?,
-            experts: self.experts(config, index)?,
-        })
-    }
-
-    fn experts(&self, config: &Config, layer: usize) -> Result<B::Experts, ModelError> {
-        let tensor = |tensor| self.store.tensor(TensorId::Layer(layer, tensor));
-        let shape = ExpertsShape {
-            experts: config.experts,
-            hidden: config.hidden,
-            intermediate: config.intermediate,
-            limit: config.swiglu_limit,
-            alpha: config.swiglu_alpha,
-        };
-        let (gate_up_blocks, down_blocks) = (tensor(LayerTensor::GateUpBlocks)?, tensor(LayerTensor::DownBlocks)?);
-        let (gate_up_scales, down_scales) = (tensor(LayerTensor::GateUpScales)?, tensor(LayerTensor::DownScales)?);
-        let (gate_up_bias, down_bias) = (tensor(LayerTensor::GateUpBias)?, tensor(LayerTensor::DownBias)?);
-        let source = ExpertsSource {
-            gate_up_blocks: gate_up_blocks.as_ref(),
-            gate_up_scales: gate_up_scales.as_ref(),
-            gate_up_bias: gate_up_bias.as_ref(),
-            down_blocks: down_blocks.as_ref(),
-            down_scales: down_scales.as_ref(),
-            down_bias: down_bias.as_ref(),
-        };
-        let first = TensorId::Layer(layer, LayerTensor::GateUpBlocks);
-        self.backend.experts(shape, &source).map_err(|source| loading(first, source))
-    }
-}
-
-fn loading(id: TensorId, source: BackendError) -> ModelError {
-    ModelError::Backend { what: format!("loading {}", id.hub_name()), source }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tandem_backend::{Batch, DenseFormat, KvFormat, Sequence};
 use tandem_backend_cuda::CudaBackend;
-use tandem_model::{Checkpoint, Formats, Model, WeightStore};
+use tandem_model::{Checkpoint, Formats, Model, ShardPlan, WeightStore};
 use tandem_step::Capacity;
 use tandem_testkit::{CheckpointSpec, GoldenPrompt, golden};
 
@@ -37,8 +37,14 @@ impl Gpu {
             max_step_tokens: CONTEXT,
             vocab: store.config().vocab as u32,
         };
-        let model =
-            Model::load(backend(what, eager)?, &store, Formats { dense, kv: KvFormat::Bf16 }, capacity).unwrap();
+        let model = Model::load(
+            backend(what, eager)?,
+            &store,
+            Formats { dense, kv: KvFormat::Bf16 },
+            capacity,
+            ShardPlan::UNDIVIDED,
+        )
+        .unwrap();
         // 7 is prime to the number of blocks: every sequence's blocks lie scattered.
         let all = STREAMS * blocks;
         let tables = (0..STREAMS).map(|s| (0..blocks).map(|b| (s * blocks + b) * 7 % all).collect()).collect();

@@ -22,6 +22,7 @@ pub(super) fn run<B: Backend>(suite: &mut Suite<'_, B>) {
     }
     let x = Random(8).normals(4096 * 32, 1.0);
     Layer::random(4, 32, 32).check(suite, &x, 4096, 2, "moe, 4096 rows");
+    shards(suite);
     clamps(suite);
     extreme_scales(suite);
     bad_scale(suite);
@@ -70,7 +71,7 @@ impl Mxfp4 {
 impl Layer {
     pub(super) fn random(experts: usize, hidden: usize, intermediate: usize) -> Self {
         let mut random = Random((experts * hidden + intermediate) as u64);
-        let shape = ExpertsShape { experts, hidden, intermediate, limit: 7.0, alpha: 1.702 };
+        let shape = ExpertsShape { experts, first: 0, total: experts, hidden, intermediate, limit: 7.0, alpha: 1.702 };
         Self {
             router: random.normals(experts * hidden, 0.3),
             router_bias: random.normals(experts, 0.5),
@@ -90,7 +91,7 @@ impl Layer {
     /// The router's weights and bias.
     pub(super) fn router<B: Backend>(&self, backend: &B) -> (B::Matrix, B::Vector) {
         let (router, _) = Rows::bf16(&self.router, self.shape.hidden);
-        let (bias, _) = Rows::bf16(&self.router_bias, self.shape.experts);
+        let (bias, _) = Rows::bf16(&self.router_bias, self.shape.total);
         (backend.matrix(&router, DenseFormat::Bf16).unwrap(), backend.vector(&bias).unwrap())
     }
 
@@ -115,6 +116,26 @@ impl Layer {
             down_bias: &down_bias,
         };
         backend.experts(self.shape, &source)
+    }
+
+    /// The same router before some of the experts.
+    fn holding(&self, held: std::ops::Range<usize>) -> Self {
+        let ExpertsShape { hidden, intermediate, .. } = self.shape;
+        let some = |values: &[f32], of_one: usize| values[held.start * of_one..held.end * of_one].to_vec();
+        let matrices = |from: &Mxfp4, rows: usize| {
+            let bytes = |all: &[u8], of_one: usize| all[held.start * of_one..held.end * of_one].to_vec();
+            let (blocks, scales) = (rows * from.cols / 2, rows * from.cols / 32);
+            Mxfp4 { cols: from.cols, blocks: bytes(&from.blocks, blocks), scales: bytes(&from.scales, scales) }
+        };
+        Self {
+            shape: ExpertsShape { experts: held.len(), first: held.start, ..self.shape },
+            router: self.router.clone(),
+            router_bias: self.router_bias.clone(),
+            gate_up: matrices(&self.gate_up, 2 * intermediate),
+            gate_up_bias: some(&self.gate_up_bias, 2 * intermediate),
+            down: matrices(&self.down, hidden),
+            down_bias: some(&self.down_bias, hidden),
+        }
     }
 
     /// Routes and runs `n` rows.
@@ -189,6 +210,29 @@ fn ties<B: Backend>(suite: &mut Suite<'_, B>) {
     }
     let x = Random(5).normals(3 * 64, 1.0);
     layer.check(suite, &x, 3, 4, "moe with tied experts");
+}
+
+/// Experts shared out among three add up to all of them, also for rows of which one holds none. A backend may refuse to
+/// hold some.
+fn shards<B: Backend>(suite: &mut Suite<'_, B>) {
+    const HIDDEN: usize = 96;
+    let layer = Layer::random(8, HIDDEN, 64);
+    for n in [1, 2, 9, 40] {
+        let x = Random(n as u64).normals(n * HIDDEN, 1.0);
+        let buffer = suite.upload(&x, HIDDEN);
+        let mut sum = suite.backend.buffer(n, HIDDEN).unwrap();
+        for held in [0..3, 3..4, 4..8] {
+            let part = layer.holding(held);
+            if matches!(part.load(suite.backend), Err(crate::BackendError::Unsupported(_))) {
+                return;
+            }
+            let out = part.forward(suite.backend, &buffer, n, 2);
+            suite.backend.add(&mut sum, n, &out).unwrap();
+        }
+        let got = suite.download(&sum, n, HIDDEN);
+        let want = layer.reference(&widen(&x), 2);
+        assert_close(&format!("experts of three shards, {n} rows"), &got, &want, HIDDEN, suite.tolerance.moe);
+    }
 }
 
 /// Gates far below -7 and above 7, ups beyond both limits.

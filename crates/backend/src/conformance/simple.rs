@@ -4,7 +4,7 @@ use super::{
     Suite, assert_close,
     data::{Random, Rows, widen},
 };
-use crate::{Backend, Batch, DenseFormat, Sequence};
+use crate::{Backend, BackendError, Batch, DenseFormat, Sequence};
 
 pub(super) fn run<B: Backend>(suite: &mut Suite<'_, B>) {
     for (rows, width) in [(1, 32), (3, 320), (17, 96), (2, 2880), (300, 64)] {
@@ -91,4 +91,16 @@ fn transfers<B: Backend>(suite: &mut Suite<'_, B>) {
     assert_eq!(out, values[32..], "row 2 of what was uploaded from row 1 on");
     assert_eq!(suite.download(&buffer, 4, 32)[96..], [0.0; 32], "new buffers are zero");
     assert!(suite.backend.upload(&mut buffer, 3, &values).is_err(), "an upload past the end");
+    suite
+        .backend
+        .on_host::<BackendError>(&mut buffer, 40, &mut |host| {
+            assert_eq!(host[32..], values[..8], "what the host is shown of row 1");
+            host.iter_mut().for_each(|v| *v += 0.5);
+            Ok(())
+        })
+        .unwrap();
+    let changed: Vec<f32> = values.iter().enumerate().map(|(i, v)| if i < 8 { v + 0.5 } else { *v }).collect();
+    assert_eq!(suite.download(&buffer, 3, 32)[32..], changed, "what the host changed, and no more");
+    let past = suite.backend.on_host::<BackendError>(&mut buffer, 4 * 32 + 1, &mut |_| Ok(()));
+    assert!(past.is_err(), "more values than there are");
 }

@@ -209,6 +209,18 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
+    fn on_host<E: From<BackendError>>(
+        &self,
+        buffer: &mut CpuBuffer,
+        values: usize,
+        change: &mut dyn FnMut(&mut [f32]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        if values > buffer.values.len() {
+            return Err(beyond(buffer, 0, values).into());
+        }
+        change(&mut buffer.values[..values])
+    }
+
     fn copy_blocks(&self, kv: &mut CpuKv, pairs: &[(u32, u32)]) -> Result<(), BackendError> {
         kv.copy_blocks(pairs)
     }
@@ -362,10 +374,10 @@ impl Backend for CpuBackend {
         x.check("experts' input", n, shape.hidden)?;
         out.check("experts' output", n, shape.hidden)?;
         let chosen = routing.experts.get(..n * routing.top_k);
-        if !chosen.is_some_and(|c| c.iter().all(|e| (*e as usize) < shape.experts)) {
-            return Err(BackendError::Shape(format!("a routing of {n} rows over {} experts", shape.experts)));
+        if !chosen.is_some_and(|c| c.iter().all(|e| (*e as usize) < shape.total)) {
+            return Err(BackendError::Shape(format!("a routing of {n} rows over {} experts", shape.total)));
         }
-        let plan = ExpertPlan::new(routing, n, shape.experts);
+        let plan = ExpertPlan::new(routing, n, shape.first..shape.first + shape.experts);
         let mut scratch = self.scratch();
         let (width, to) = (out.width, Shared::new(&mut out.values));
         if self.exact() {

@@ -15,23 +15,28 @@ use super::{
 
 /// Rows of a step sorted by expert, so that every expert's weights are read once.
 ///
-/// A slot is one (row, rank) of the routing; slots of an expert follow each other.
+/// A slot is one (row, rank) of the routing whose expert is held; slots of an expert follow each other.
 pub(crate) struct ExpertPlan {
-    /// Experts somebody chose, and their slots.
+    /// Experts somebody chose, by their place among those held, and their slots.
     active: Vec<(usize, Range<usize>)>,
     /// The row of each slot.
     rows: Vec<usize>,
-    /// The slot of each (row, rank).
+    /// The slot of each (row, rank), or [`NOWHERE`].
     slots: Vec<usize>,
 }
 
+/// Stands for the slot of an expert that is not held.
+const NOWHERE: usize = usize::MAX;
+
 impl ExpertPlan {
-    /// Sorts the first `n` rows of a routing. Rows keep their order within an expert.
-    pub(crate) fn new(routing: &CpuRouting, n: usize, experts: usize) -> Self {
+    /// Sorts the first `n` rows of a routing, as far as they go to the experts held. Rows keep their order within an
+    /// expert.
+    pub(crate) fn new(routing: &CpuRouting, n: usize, held: Range<usize>) -> Self {
         let chosen = &routing.experts[..n * routing.top_k];
-        let mut ends = vec![0; experts];
-        for e in chosen {
-            ends[*e as usize] += 1;
+        let place = |e: u32| held.contains(&(e as usize)).then(|| e as usize - held.start);
+        let mut ends = vec![0; held.len()];
+        for e in chosen.iter().filter_map(|e| place(*e)) {
+            ends[e] += 1;
         }
         let (mut active, mut next) = (Vec::new(), 0);
         for (e, end) in ends.iter_mut().enumerate() {
@@ -41,9 +46,10 @@ impl ExpertPlan {
             }
             next += count;
         }
-        let (mut rows, mut slots) = (vec![0; chosen.len()], vec![0; chosen.len()]);
+        let (mut rows, mut slots) = (vec![0; next], vec![NOWHERE; chosen.len()]);
         for (i, e) in chosen.iter().enumerate() {
-            let slot = &mut ends[*e as usize];
+            let Some(e) = place(*e) else { continue };
+            let slot = &mut ends[e];
             slots[i] = *slot;
             rows[*slot] = i / routing.top_k;
             *slot += 1;
@@ -219,7 +225,11 @@ fn weighted_sum<D: Dot>(op: &Moe<'_, D>, tile: usize, y: &[[f32; LANES]]) {
     for row in 0..op.n {
         let mut sum = [0.0; LANES];
         for rank in row * top_k..(row + 1) * top_k {
-            let (y, weight) = (&y[op.plan.slots[rank]], op.routing.weights[rank]);
+            let slot = op.plan.slots[rank];
+            if slot == NOWHERE {
+                continue;
+            }
+            let (y, weight) = (&y[slot], op.routing.weights[rank]);
             for l in 0..LANES {
                 sum[l] += weight * y[l];
             }

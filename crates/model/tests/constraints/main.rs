@@ -13,7 +13,7 @@ use tandem_backend::{Backend, DenseFormat, KvFormat, Precision};
 use tandem_engine::{EngineSettings, FinishReason, Request, RequestId, Scheduler, Update};
 use tandem_grammar::{Call, Content, Masks, Reply, Rules};
 use tandem_harmony::{STOP_TOKENS, Tokenizer, special};
-use tandem_model::{Formats, Model, Runner, Synthetic, SyntheticKind};
+use tandem_model::{Formats, Model, Runner, ShardPlan, Synthetic, SyntheticKind};
 use tandem_step::{Capacity, Constraint, Masker, Sampling, StepPlan};
 
 const STREAMS: u32 = 4;
@@ -86,7 +86,7 @@ fn runner<B: Backend>(backend: B, full_blocks: u32) -> Runner<B> {
     };
     let formats = Formats { dense: DenseFormat::Bf16, kv: KvFormat::F32 };
     let store = Synthetic::new(SyntheticKind::Tiny);
-    let model = Model::load(backend, &store, formats, capacity).unwrap();
+    let model = Model::load(backend, &store, formats, capacity, ShardPlan::UNDIVIDED).unwrap();
     Runner::new(model).with_masker(Box::new(Masks::start(2).unwrap()))
 }
 

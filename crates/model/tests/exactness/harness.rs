@@ -5,7 +5,7 @@ use std::path::Path;
 
 use tandem_backend::cpu::{CpuBackend, CpuOptions};
 use tandem_backend::{Batch, DenseFormat, KvFormat, Precision, Sequence};
-use tandem_model::{Checkpoint, Formats, Model, WeightStore};
+use tandem_model::{Checkpoint, Formats, Model, ShardPlan, WeightStore};
 use tandem_step::Capacity;
 use tandem_testkit::CheckpointSpec;
 
@@ -55,7 +55,7 @@ impl Harness {
             vocab: config.vocab as u32,
         };
         let backend = CpuBackend::new(CpuOptions { precision, threads: Some(2), isa: None }).unwrap();
-        let model = Model::load(backend, &store, Formats { dense, kv }, capacity).unwrap();
+        let model = Model::load(backend, &store, Formats { dense, kv }, capacity, ShardPlan::UNDIVIDED).unwrap();
         // 7 is prime to the number of blocks: every sequence's blocks lie scattered.
         let all = SEQUENCES_MAX * BLOCKS;
         let tables = (0..SEQUENCES_MAX).map(|s| (0..BLOCKS).map(|b| (s * BLOCKS + b) * 7 % all).collect()).collect();

@@ -1,0 +1,191 @@
+use tandem_backend::{AttentionContext, AttentionKind, Backend, BackendError, Batch, Rope};
+use tandem_step::Pool;
+
+use super::ModelError;
+use crate::Config;
+use crate::shard::{Exchange, Shard};
+
+/// One layer: what every rank has, and the parts held here.
+pub(super) struct Layer<B: Backend> {
+    pub(super) kind: AttentionKind,
+    /// Index among the layers of its kind, which is its place in the KV pool.
+    pub(super) kv_layer: usize,
+    pub(super) input_norm: B::Vector,
+    pub(super) post_norm: B::Vector,
+    pub(super) router: B::Matrix,
+    pub(super) router_bias: B::Vector,
+    pub(super) parts: Vec<Part<B>>,
+}
+
+/// One shard of a layer.
+pub(super) struct Part<B: Backend> {
+    /// Query heads.
+    pub(super) heads: usize,
+    pub(super) qkv: B::Matrix,
+    pub(super) qkv_bias: B::Vector,
+    pub(super) sinks: B::Vector,
+    pub(super) out: B::Matrix,
+    pub(super) out_bias: B::Vector,
+    pub(super) experts: B::Experts,
+}
+
+/// Keys and values of one part.
+pub(super) struct Pools<B: Backend> {
+    pub(super) full: B::Kv,
+    pub(super) sliding: B::Kv,
+}
+
+impl<B: Backend> Pools<B> {
+    pub(super) fn of(&mut self, pool: Pool) -> &mut B::Kv {
+        match pool {
+            Pool::Full => &mut self.full,
+            Pool::Sliding => &mut self.sliding,
+        }
+    }
+}
+
+/// Activations of one step, allocated once.
+pub(super) struct Scratch<B: Backend> {
+    pub(super) residual: B::Buffer,
+    normed: B::Buffer,
+    qkv: B::Buffer,
+    attended: B::Buffer,
+    update: B::Buffer,
+    /// What a part after the first adds to `update`; without rows where there is one part.
+    partial: B::Buffer,
+    routing: B::Routing,
+}
+
+impl<B: Backend> Scratch<B> {
+    /// All shards have heads of the same number.
+    pub(super) fn new(backend: &B, config: &Config, shards: &[Shard], rows: usize) -> Result<Self, BackendError> {
+        let (first, several) = (&shards[0], shards.len() > 1);
+        Ok(Self {
+            residual: backend.buffer(rows, config.hidden)?,
+            normed: backend.buffer(rows, config.hidden)?,
+            qkv: backend.buffer(rows, first.qkv_width(config))?,
+            attended: backend.buffer(rows, first.q_width(config))?,
+            update: backend.buffer(rows, config.hidden)?,
+            partial: backend.buffer(if several { rows } else { 1 }, config.hidden)?,
+            routing: backend.routing(rows, config.top_k)?,
+        })
+    }
+}
+
+impl<B: Backend> Layer<B> {
+    /// `x += attention(norm(x)); x += experts(norm(x))`, x being the residual stream.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn forward(
+        &self,
+        backend: &B,
+        config: &Config,
+        rope: &Rope,
+        batch: &Batch<'_>,
+        pools: &mut [Pools<B>],
+        exchange: Option<&mut (dyn Exchange + 'static)>,
+        s: &mut Scratch<B>,
+    ) -> Result<(), ModelError> {
+        let pass = Pass { backend, config, rope, batch };
+        match (&self.parts[..], &mut *pools, exchange) {
+            ([part], [pools], None) => self.undivided(&pass, part, pools, s),
+            (_, pools, exchange) => self.divided(&pass, pools, exchange, s),
+        }
+    }
+
+    fn undivided(
+        &self,
+        pass: &Pass<'_, B>,
+        part: &Part<B>,
+        pools: &mut Pools<B>,
+        s: &mut Scratch<B>,
+    ) -> Result<(), ModelError> {
+        let (backend, n) = (pass.backend, pass.batch.tokens.len());
+        self.attend(pass, part, pools, s)?;
+        backend.linear_add(&s.attended, n, &part.out, Some(&part.out_bias), &mut s.update, &mut s.residual)?;
+        self.route(pass, s)?;
+        backend.moe_add(&s.normed, n, &s.routing, &part.experts, &mut s.update, &mut s.residual)?;
+        Ok(())
+    }
+
+    /// The same with partial sums: those of the parts in their order, then those of the ranks in theirs, then the sum to
+    /// the residual stream.
+    fn divided(
+        &self,
+        pass: &Pass<'_, B>,
+        pools: &mut [Pools<B>],
+        mut exchange: Option<&mut (dyn Exchange + 'static)>,
+        s: &mut Scratch<B>,
+    ) -> Result<(), ModelError> {
+        let (backend, n) = (pass.backend, pass.batch.tokens.len());
+        for (index, (part, pools)) in self.parts.iter().zip(pools).enumerate() {
+            self.attend(pass, part, pools, s)?;
+            let out = if index == 0 { &mut s.update } else { &mut s.partial };
+            backend.linear(&s.attended, n, &part.out, Some(&part.out_bias), out)?;
+            s.add_partial(backend, n, index)?;
+        }
+        s.add_update(pass, exchange.as_deref_mut())?;
+        self.route(pass, s)?;
+        for (index, part) in self.parts.iter().enumerate() {
+            let out = if index == 0 { &mut s.update } else { &mut s.partial };
+            backend.moe(&s.normed, n, &s.routing, &part.experts, out)?;
+            s.add_partial(backend, n, index)?;
+        }
+        s.add_update(pass, exchange)
+    }
+
+    /// Attention of a part's heads, up to the output projection.
+    fn attend(
+        &self,
+        pass: &Pass<'_, B>,
+        part: &Part<B>,
+        pools: &mut Pools<B>,
+        s: &mut Scratch<B>,
+    ) -> Result<(), ModelError> {
+        let Pass { backend, config, rope, batch } = *pass;
+        let (n, norm) = (batch.tokens.len(), (&self.input_norm, config.rms_eps));
+        let context = AttentionContext { batch, kind: self.kind, layer: self.kv_layer, heads: part.heads };
+        let kv = match self.kind {
+            AttentionKind::Full => &mut pools.full,
+            AttentionKind::Sliding { .. } => &mut pools.sliding,
+        };
+        backend.norm_linear(&s.residual, n, norm, &part.qkv, Some(&part.qkv_bias), &mut s.normed, &mut s.qkv)?;
+        backend.rope_attention(&mut s.qkv, rope, &part.sinks, &context, kv, &mut s.attended)?;
+        Ok(())
+    }
+
+    fn route(&self, pass: &Pass<'_, B>, s: &mut Scratch<B>) -> Result<(), ModelError> {
+        let (n, norm) = (pass.batch.tokens.len(), (&self.post_norm, pass.config.rms_eps));
+        let (router, bias) = (&self.router, &self.router_bias);
+        pass.backend.norm_route(&s.residual, n, norm, router, bias, &mut s.normed, &mut s.routing)?;
+        Ok(())
+    }
+}
+
+/// What all layers of a pass share.
+struct Pass<'a, B: Backend> {
+    backend: &'a B,
+    config: &'a Config,
+    rope: &'a Rope,
+    batch: &'a Batch<'a>,
+}
+
+impl<B: Backend> Scratch<B> {
+    /// `update += partial`, after any part but the first.
+    fn add_partial(&mut self, backend: &B, n: usize, index: usize) -> Result<(), BackendError> {
+        if index == 0 { Ok(()) } else { backend.add(&mut self.update, n, &self.partial) }
+    }
+
+    /// `residual += update`, summed over all ranks.
+    fn add_update(
+        &mut self,
+        pass: &Pass<'_, B>,
+        exchange: Option<&mut (dyn Exchange + 'static)>,
+    ) -> Result<(), ModelError> {
+        let n = pass.batch.tokens.len();
+        if let Some(exchange) = exchange {
+            let values = n * pass.config.hidden;
+            pass.backend.on_host::<ModelError>(&mut self.update, values, &mut |host| Ok(exchange.all_reduce(host)?))?;
+        }
+        Ok(pass.backend.add(&mut self.residual, n, &self.update)?)
+    }
+}
