@@ -6,7 +6,7 @@ use tandem_testkit::{CheckpointSpec, golden};
 const FILES: [(&str, CheckpointSpec); 2] = [("a", CheckpointSpec::A), ("b", CheckpointSpec::B)];
 
 /// The longest golden prompt: it crosses the window and YaRN's original context.
-fn long_prompt(name: &str) -> Vec<u32> {
+pub fn long_prompt(name: &str) -> Vec<u32> {
     golden(name).unwrap().pop().unwrap().tokens
 }
 
@@ -66,7 +66,7 @@ fn decoding_beside_a_prefill_is_decoding_alone() {
     }
 }
 
-fn assert_bits(want: &[Vec<f32>], got: &[Vec<f32>], what: &str) {
+pub fn assert_bits(want: &[Vec<f32>], got: &[Vec<f32>], what: &str) {
     assert_eq!(want.len(), got.len(), "{what}");
     for (row, (want, got)) in want.iter().zip(got).enumerate() {
         let same = want.iter().zip(got).all(|(w, g)| w.to_bits() == g.to_bits());

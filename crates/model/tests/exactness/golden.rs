@@ -6,7 +6,7 @@ use tandem_backend::{DenseFormat, KvFormat, Precision};
 use tandem_testkit::{CheckpointSpec, golden};
 
 /// Largest relative error of exact mode's logits at any position.
-const EXACT_ERROR_MAX: f64 = 1e-4;
+pub const EXACT_ERROR_MAX: f64 = 1e-4;
 /// Largest mean divergence of fast mode from exact mode.
 const FAST_DIVERGENCE_MAX: f64 = 2e-3;
 /// Where exact mode's first choice leads by more than this, fast mode must agree nearly always.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use tandem_backend::cpu::{CpuBackend, CpuOptions};
 use tandem_backend::{Batch, DenseFormat, KvFormat, Precision, Sequence};
-use tandem_model::{Checkpoint, Formats, Model, ShardPlan, WeightStore};
+use tandem_model::{Checkpoint, Formats, Model, ModelError, ShardPlan, WeightStore};
 use tandem_step::Capacity;
 use tandem_testkit::CheckpointSpec;
 
@@ -42,6 +42,18 @@ impl Harness {
     }
 
     pub fn open(folder: &Path, precision: Precision, dense: DenseFormat, kv: KvFormat) -> Self {
+        Self::load(folder, precision, Formats { dense, kv }, |backend, store, formats, capacity| {
+            Model::load(backend, store, formats, capacity, ShardPlan::UNDIVIDED)
+        })
+    }
+
+    /// With a model that is loaded by `load`.
+    pub fn load(
+        folder: &Path,
+        precision: Precision,
+        formats: Formats,
+        load: impl FnOnce(CpuBackend, &dyn WeightStore, Formats, Capacity) -> Result<Model<CpuBackend>, ModelError>,
+    ) -> Self {
         let store = Checkpoint::open(folder).unwrap();
         let config = store.config();
         let capacity = Capacity {
@@ -55,7 +67,7 @@ impl Harness {
             vocab: config.vocab as u32,
         };
         let backend = CpuBackend::new(CpuOptions { precision, threads: Some(2), isa: None }).unwrap();
-        let model = Model::load(backend, &store, Formats { dense, kv }, capacity, ShardPlan::UNDIVIDED).unwrap();
+        let model = load(backend, &store, formats, capacity).unwrap();
         // 7 is prime to the number of blocks: every sequence's blocks lie scattered.
         let all = SEQUENCES_MAX * BLOCKS;
         let tables = (0..SEQUENCES_MAX).map(|s| (0..BLOCKS).map(|b| (s * BLOCKS + b) * 7 % all).collect()).collect();

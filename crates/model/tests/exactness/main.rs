@@ -4,3 +4,6 @@ mod demo;
 mod equalities;
 mod golden;
 mod harness;
+mod sharded;
+#[path = "../sharded/threads.rs"]
+mod threads;
