@@ -16,7 +16,8 @@ use tandem_model::memory::{
     Computing, MemoryPlan, MemoryRequest, MemoryTable, available_memory, bytes_per_token, plan_memory,
 };
 use tandem_model::{
-    Checkpoint, Config, Counted, Formats, LocalWorker, Model, Runner, ShardPlan, Synthetic, SyntheticKind, WeightStore,
+    Checkpoint, Config, Counted, Formats, LocalWorker, Model, Runner, Shard, ShardPlan, Synthetic, SyntheticKind,
+    WeightStore,
 };
 use tandem_step::Capacity;
 use tracing::info;
@@ -114,7 +115,7 @@ pub fn load(args: &ModelArgs, progress: Progress) -> Result<Loaded> {
         device,
         formats: numbers.to_string(),
         memory: plan.table,
-        weight_bytes_per_token: bytes_per_token(config, numbers.dense, 1).total(),
+        weight_bytes_per_token: bytes_per_token(config, numbers.dense, &Shard::undivided(config)).total(),
         notice: source.notice,
     })
 }
@@ -136,7 +137,7 @@ pub fn memory_request(args: &ModelArgs) -> Result<MemoryRequest> {
         prefill_chunk: place.prefill_chunk(args),
         block_tokens: BLOCK_TOKENS,
         budget_bytes: budget(args)?,
-        world: 1,
+        shard: ShardPlan::UNDIVIDED,
     })
 }
 

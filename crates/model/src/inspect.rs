@@ -7,7 +7,7 @@ use tandem_backend::DenseFormat;
 
 use crate::layout::{Dtype, TensorKind, tensors};
 use crate::memory::{BytesPerToken, MemoryError, MemoryPlan, MemoryRequest, bytes_per_token, plan_memory};
-use crate::{Config, LayerKind};
+use crate::{Config, LayerKind, Shard, ShardPlan};
 
 /// What there is to know about a model before running it.
 #[derive(Clone, Debug)]
@@ -47,13 +47,15 @@ impl Report {
     pub fn new(config: &Config, request: &MemoryRequest) -> Self {
         let kinds: Vec<KindLine> = TensorKind::ALL.into_iter().map(|kind| kind_line(config, kind)).collect();
         let formats = [DenseFormat::Bf16, DenseFormat::Q8];
-        let plan = |world| (world, plan_memory(config, &MemoryRequest { world, ..*request }));
+        let first_of = |world| ShardPlan { rank: 0, world, ..request.shard };
+        let plan = |world| (world, plan_memory(config, &MemoryRequest { shard: first_of(world), ..*request }));
+        let undivided = Shard::undivided(config);
         Self {
             config: config.clone(),
             parameters: kinds.iter().map(|line| line.parameters).sum(),
             active_parameters: active_parameters(config),
             kinds,
-            bytes_per_token: formats.map(|dense| (dense, bytes_per_token(config, dense, 1))).to_vec(),
+            bytes_per_token: formats.map(|dense| (dense, bytes_per_token(config, dense, &undivided))).to_vec(),
             plans: [1, 2].map(plan).to_vec(),
         }
     }
@@ -188,7 +190,7 @@ mod tests {
             prefill_chunk: 512,
             block_tokens: 16,
             budget_bytes: 60_000_000_000,
-            world: 1,
+            shard: ShardPlan::UNDIVIDED,
         };
         Report::new(config, &request)
     }

@@ -47,8 +47,12 @@ impl ShardPlan {
 
     /// What this rank holds of a model, or why the model cannot be divided so.
     pub fn shard(&self, config: &Config) -> Result<Shard, ShardError> {
-        let &Self { rank, world, experts } = self;
         check(self, config)?;
+        Ok(self.divide(config))
+    }
+
+    fn divide(&self, config: &Config) -> Shard {
+        let &Self { rank, world, experts } = self;
         let share = |count| share(count, rank, world);
         let kv_heads = share(config.kv_heads);
         let group = config.heads / config.kv_heads;
@@ -57,14 +61,14 @@ impl ShardPlan {
             ExpertSplit::Slice => (groups.start * GROUP..groups.end * GROUP, 0..config.experts),
             ExpertSplit::Whole => (0..config.intermediate, share(config.experts)),
         };
-        Ok(Shard {
+        Shard {
             plan: *self,
             heads: kv_heads.start * group..kv_heads.end * group,
             kv_heads,
             units,
             experts,
             vocab: share(config.vocab),
-        })
+        }
     }
 }
 
@@ -86,6 +90,11 @@ pub struct Shard {
 }
 
 impl Shard {
+    /// The whole model on one rank.
+    pub fn undivided(config: &Config) -> Self {
+        ShardPlan::UNDIVIDED.divide(config)
+    }
+
     /// Whether this rank adds the bias of the output projection, and of experts whose units are divided.
     pub fn adds_biases(&self) -> bool {
         self.plan.rank == 0

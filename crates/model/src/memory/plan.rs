@@ -4,6 +4,7 @@ use tandem_step::Capacity;
 use super::table::{MemoryLine, MemoryTable, human};
 use super::weights::{Counting, WeightBytes, weight_bytes};
 use crate::forward::LOGIT_ROWS;
+use crate::shard::{Shard, ShardError, ShardPlan};
 use crate::{Config, LayerKind};
 
 /// What a model is to be loaded with.
@@ -25,15 +26,16 @@ pub struct MemoryRequest {
     pub block_tokens: u32,
     /// Bytes that one node may use in all.
     pub budget_bytes: u64,
-    /// Nodes that the model is spread over, 1 or 2.
-    pub world: usize,
+    /// What the node holds of the model. Of several, rank 0 needs most: what fits there with the least budget of all fits
+    /// everywhere.
+    pub shard: ShardPlan,
 }
 
-/// How memory is divided on one node; with two nodes the fuller one.
+/// How memory is divided on one node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemoryPlan {
-    /// Nodes that the model is spread over.
-    pub world: usize,
+    /// What the node holds of the model.
+    pub shard: ShardPlan,
     /// What asks for how much.
     pub table: MemoryTable,
     /// Sizes of the KV pools and of a step.
@@ -68,15 +70,8 @@ pub enum MemoryError {
     #[error("{0} must be at least 1")]
     Zero(&'static str),
     /// The model cannot be divided so.
-    #[error("a model of {heads} query and {kv_heads} key heads cannot be spread over {world} nodes")]
-    World {
-        /// Nodes.
-        world: usize,
-        /// Query heads.
-        heads: usize,
-        /// Key heads.
-        kv_heads: usize,
-    },
+    #[error(transparent)]
+    Shard(#[from] ShardError),
 }
 
 /// The least context that is chosen without being asked for.
@@ -95,7 +90,7 @@ const PROGRAM_BYTES: u64 = 100_000_000;
 /// Divides the budget: weights, working memory and the sliding layers' pool first, the rest to the full layers' pool.
 pub fn plan_memory(config: &Config, request: &MemoryRequest) -> Result<MemoryPlan, MemoryError> {
     check(config, request)?;
-    let sizes = Sizes::new(config, request);
+    let sizes = Sizes::new(config, request, &request.shard.shard(config)?);
     let max = config.max_context as u32;
     let context = match request.context {
         Some(asked) => asked,
@@ -108,7 +103,7 @@ pub fn plan_memory(config: &Config, request: &MemoryRequest) -> Result<MemoryPla
         return Err(MemoryError::DoesNotFit { context, table });
     }
     Ok(MemoryPlan {
-        world: request.world,
+        shard: request.shard,
         table,
         capacity: Capacity {
             block_tokens: request.block_tokens,
@@ -139,11 +134,7 @@ fn check(config: &Config, request: &MemoryRequest) -> Result<(), MemoryError> {
     if let Some(asked) = request.context.filter(|&asked| asked > max) {
         return Err(MemoryError::ContextTooLong { asked, max });
     }
-    let (heads, kv_heads, world) = (config.heads, config.kv_heads, request.world);
-    match world {
-        1 | 2 if kv_heads.is_multiple_of(world) => Ok(()),
-        _ => Err(MemoryError::World { world, heads, kv_heads }),
-    }
+    Ok(())
 }
 
 /// Where and how a model is computed.
@@ -169,19 +160,19 @@ struct Sizes<'a> {
 }
 
 impl<'a> Sizes<'a> {
-    fn new(config: &Config, request: &'a MemoryRequest) -> Self {
+    fn new(config: &Config, request: &'a MemoryRequest, shard: &Shard) -> Self {
         let step_tokens = request.prefill_chunk.saturating_add(request.max_streams);
         let counting = Counting {
             dense: request.dense,
-            experts: config.experts,
-            world: request.world,
+            experts: shard.experts.len(),
+            shard,
             vector_bytes: size_of::<f32>() as u64,
         };
-        let layer_token = 2 * (config.kv_width() / request.world * request.kv.bytes()) as u64;
+        let layer_token = 2 * (shard.kv_heads.len() * config.head_dim * request.kv.bytes()) as u64;
         Self {
             request,
             weights: weight_bytes(config, counting),
-            activations: activation_bytes(config, request, step_tokens),
+            activations: activation_bytes(config, request, shard, step_tokens),
             full_token_bytes: layer_token * config.layers_of(LayerKind::Full) as u64,
             sliding_token_bytes: layer_token * config.layers_of(LayerKind::Sliding) as u64,
             sliding_blocks: sliding_blocks(config, request),
@@ -252,11 +243,11 @@ fn sliding_blocks(config: &Config, request: &MemoryRequest) -> u32 {
 
 /// Working memory: per token of a step the residual stream, its norm, an update, q, k, v and attention's result in f32, and
 /// the chosen experts' inner activations; logits of some rows, on the device and on the host; a chunk's input quantised.
-fn activation_bytes(config: &Config, request: &MemoryRequest, step_tokens: u32) -> u64 {
+fn activation_bytes(config: &Config, request: &MemoryRequest, shard: &Shard, step_tokens: u32) -> u64 {
     const F32: usize = size_of::<f32>();
-    let heads = (config.qkv_width() + config.q_width()) / request.world;
-    let inner = config.top_k * config.intermediate.div_ceil(request.world);
-    let widest = config.hidden.max(config.q_width());
+    let heads = shard.qkv_width(config) + shard.q_width(config);
+    let inner = config.top_k * shard.units.len();
+    let widest = config.hidden.max(shard.q_width(config));
     let quantised = |values: usize| values + values / 32 * 2 * F32;
     let temporary = match request.computing {
         Computing::CpuExact => inner * F32,
@@ -269,6 +260,13 @@ fn activation_bytes(config: &Config, request: &MemoryRequest, step_tokens: u32) 
         }
     };
     let per_token = (3 * config.hidden + heads + config.experts) * F32 + temporary;
-    let logits = LOGIT_ROWS * 2 * (config.hidden + config.vocab) * F32;
+    let logits = LOGIT_ROWS * (2 * config.hidden + logits_per_row(config, shard)) * F32;
     u64::from(step_tokens) * per_token as u64 + logits as u64
+}
+
+/// Values kept for a row of logits: this rank's on the device, those of all ranks on the host, and with several ranks
+/// this one's there before they are exchanged.
+fn logits_per_row(config: &Config, shard: &Shard) -> usize {
+    let (world, most) = (shard.plan.world, shard.vocab_max(config));
+    shard.vocab.len() + world * most + if world > 1 { most } else { 0 }
 }

@@ -2,7 +2,7 @@ use tandem_backend::{DenseFormat, KvFormat};
 
 use super::weights::{Counting, weight_bytes};
 use super::*;
-use crate::{Config, Synthetic, SyntheticKind, WeightStore};
+use crate::{Config, ExpertSplit, Shard, ShardPlan, Synthetic, SyntheticKind, WeightStore};
 
 fn request(budget_gb: u64) -> MemoryRequest {
     MemoryRequest {
@@ -14,8 +14,12 @@ fn request(budget_gb: u64) -> MemoryRequest {
         prefill_chunk: 512,
         block_tokens: 16,
         budget_bytes: budget_gb * 1_000_000_000,
-        world: 1,
+        shard: ShardPlan::UNDIVIDED,
     }
+}
+
+fn first_of(world: usize) -> ShardPlan {
+    ShardPlan { world, ..ShardPlan::UNDIVIDED }
 }
 
 /// Rounded to a tenth of a per cent of a gigabyte.
@@ -26,12 +30,30 @@ fn gb(bytes: u64, decimals: usize) -> String {
 #[test]
 fn with_shipped_formats_the_weights_are_those_of_the_checkpoint() {
     for config in [Config::gpt_oss_20b(), Config::gpt_oss_120b(), SyntheticKind::Tiny.config()] {
-        let counting = Counting { dense: DenseFormat::Bf16, experts: config.experts, world: 1, vector_bytes: 2 };
-        let w = weight_bytes(&config, counting);
         let shipped: u64 = crate::layout::tensors(&config).map(|tensor| tensor.bytes()).sum();
-        assert_eq!(w.embedding + w.attention + w.experts + w.small + w.lm_head + w.dense_scales, shipped);
+        assert_eq!(as_shipped(&config, &Shard::undivided(&config)), shipped);
     }
     assert_eq!(Synthetic::new(SyntheticKind::Gpt20b).total_bytes(), 13_761_264_768);
+}
+
+/// Weights of a shard in the formats of the checkpoint.
+fn as_shipped(config: &Config, shard: &Shard) -> u64 {
+    let counting = Counting { dense: DenseFormat::Bf16, experts: shard.experts.len(), shard, vector_bytes: 2 };
+    let w = weight_bytes(config, counting);
+    w.embedding + w.attention + w.experts + w.small + w.lm_head + w.dense_scales
+}
+
+#[test]
+fn a_shards_weights_are_its_part_of_the_checkpoint() {
+    let odd = Config { intermediate: 160, vocab: 777, experts: 5, ..SyntheticKind::Tiny.config() };
+    for config in [odd, Config::gpt_oss_20b(), Config::gpt_oss_120b()] {
+        for experts in [ExpertSplit::Slice, ExpertSplit::Whole] {
+            for plan in ShardPlan::all(2, experts) {
+                let shard = plan.shard(&config).unwrap();
+                assert_eq!(as_shipped(&config, &shard), shard.bytes_held(&config), "{plan:?}");
+            }
+        }
+    }
 }
 
 /// Published figures of bytes read per decoded token, in GB: experts, attention, lm_head, everything. Their 8-bit column
@@ -45,7 +67,7 @@ fn bytes_per_token_are_the_published_ones() {
         (Config::gpt_oss_120b(), DenseFormat::Q8, ["1.904", "0.956", "0.579", "3.47"]),
     ];
     for (config, dense, expected) in cases {
-        let bytes = bytes_per_token(&config, dense, 1);
+        let bytes = bytes_per_token(&config, dense, &Shard::undivided(&config));
         let total = gb(bytes.total() - bytes.dense_scales, 2);
         let parts = [bytes.experts, bytes.attention, bytes.lm_head].map(|bytes| gb(bytes, 3));
         assert_eq!([&parts[0], &parts[1], &parts[2], &total], expected);
@@ -55,9 +77,13 @@ fn bytes_per_token_are_the_published_ones() {
 #[test]
 fn two_nodes_read_about_half_each() {
     let config = Config::gpt_oss_120b();
-    let (one, two) = (bytes_per_token(&config, DenseFormat::Q8, 1), bytes_per_token(&config, DenseFormat::Q8, 2));
-    assert_eq!((two.experts * 2, two.attention * 2, two.lm_head * 2), (one.experts, one.attention, one.lm_head));
-    assert!(two.small > one.small / 2);
+    let one = bytes_per_token(&config, DenseFormat::Q8, &Shard::undivided(&config));
+    for experts in [ExpertSplit::Slice, ExpertSplit::Whole] {
+        let half = ShardPlan { experts, ..first_of(2) }.shard(&config).unwrap();
+        let two = bytes_per_token(&config, DenseFormat::Q8, &half);
+        assert_eq!((two.experts * 2, two.attention * 2, two.lm_head * 2), (one.experts, one.attention, one.lm_head));
+        assert!(two.small > one.small / 2);
+    }
 }
 
 /// Keys and values of 12 layers of 8 heads of 64 in two bytes each.
@@ -66,7 +92,7 @@ fn a_token_of_20b_costs_as_much_as_it_has_keys_and_values() {
     let plan = plan_memory(&Config::gpt_oss_20b(), &request(64)).unwrap();
     assert_eq!(plan.full_kv_bytes_per_token, 12 * 2 * 8 * 64 * 2);
     assert_eq!(plan.sliding_kv_bytes_per_token, 12 * 2 * 8 * 64 * 2);
-    let halved = plan_memory(&Config::gpt_oss_20b(), &MemoryRequest { world: 2, ..request(64) }).unwrap();
+    let halved = plan_memory(&Config::gpt_oss_20b(), &MemoryRequest { shard: first_of(2), ..request(64) }).unwrap();
     assert_eq!(halved.full_kv_bytes_per_token * 2, plan.full_kv_bytes_per_token);
 }
 
@@ -111,17 +137,18 @@ fn a_context_asked_for_is_given_or_refused_with_the_table() {
 fn what_cannot_fit_at_all_is_refused() {
     let error = plan_memory(&Config::gpt_oss_120b(), &request(24)).unwrap_err();
     assert!(matches!(error, MemoryError::DoesNotFit { context: 1024, .. }), "{error}");
-    assert!(plan_memory(&Config::gpt_oss_120b(), &MemoryRequest { world: 2, ..request(40) }).is_ok());
+    assert!(plan_memory(&Config::gpt_oss_120b(), &MemoryRequest { shard: first_of(2), ..request(40) }).is_ok());
 }
 
-/// Two nodes split five groups of 32 units three to two; the table is that of the one with three.
+/// Two nodes split five groups of 32 units three to two, and the first has three.
 #[test]
 fn uneven_groups_count_for_the_fuller_node() {
     let config = Config { intermediate: 160, ..SyntheticKind::Tiny.config() };
-    let experts = |world| {
-        weight_bytes(&config, Counting { dense: DenseFormat::Bf16, experts: 8, world, vector_bytes: 2 }).experts
+    let experts = |plan: ShardPlan| {
+        let shard = &plan.shard(&config).unwrap();
+        weight_bytes(&config, Counting { dense: DenseFormat::Bf16, experts: 8, shard, vector_bytes: 2 }).experts
     };
-    assert_eq!(experts(2) * 5, experts(1) * 3);
+    assert_eq!(experts(first_of(2)) * 5, experts(ShardPlan::UNDIVIDED) * 3);
 }
 
 #[test]
@@ -129,9 +156,9 @@ fn impossible_requests_are_named() {
     let config = Config::gpt_oss_20b();
     let zero = MemoryRequest { max_streams: 0, ..request(64) };
     assert_eq!(plan_memory(&config, &zero).unwrap_err().to_string(), "the number of streams must be at least 1");
-    let three = MemoryRequest { world: 3, ..request(64) };
+    let three = MemoryRequest { shard: first_of(3), ..request(64) };
     let said = plan_memory(&config, &three).unwrap_err().to_string();
-    assert_eq!(said, "a model of 64 query and 8 key heads cannot be spread over 3 nodes");
+    assert_eq!(said, "8 key heads, each with its query heads, cannot be shared out evenly among 3 ranks");
 }
 
 /// The pool must be able to hold what one request needs at most: a window and a chunk, wherever they begin in a block.

@@ -1,6 +1,7 @@
 use tandem_backend::DenseFormat;
 
 use crate::Config;
+use crate::shard::Shard;
 
 /// Bytes of weights, by purpose.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,27 +18,27 @@ pub(super) struct WeightBytes {
 
 /// How much of a model is counted, and in which formats.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Counting {
+pub(super) struct Counting<'a> {
     pub dense: DenseFormat,
     /// Experts per layer.
     pub experts: usize,
-    /// Nodes that the model is spread over; counted is what the first one has, which has most.
-    pub world: usize,
+    /// Whose weights.
+    pub shard: &'a Shard,
     /// Bytes of a value of a bias or norm.
     pub vector_bytes: u64,
 }
 
-/// Weights of one node. Attention is divided by heads, experts by groups of 32 units, lm_head by rows; the rest is on all.
-pub(super) fn weight_bytes(config: &Config, counting: Counting) -> WeightBytes {
-    let Counting { dense, experts, world, vector_bytes } = counting;
+/// Weights of one rank. Zeroes in place of another rank's bias count like the bias.
+pub(super) fn weight_bytes(config: &Config, counting: Counting<'_>) -> WeightBytes {
+    let Counting { dense, experts, shard, vector_bytes } = counting;
     let layers = config.layers() as u64;
     let (hidden, experts) = (config.hidden as u64, experts as u64);
-    let (heads, q) = ((config.heads / world) as u64, (config.q_width() / world) as u64);
-    let qkv = (config.qkv_width() / world) as u64;
-    let units = (config.intermediate / 32).div_ceil(world) as u64 * 32;
+    let (heads, q) = (shard.heads.len() as u64, shard.q_width(config) as u64);
+    let qkv = shard.qkv_width(config) as u64;
+    let units = shard.units.len() as u64;
 
     let attention = layers * (qkv + q) * hidden;
-    let lm_head = config.vocab.div_ceil(world) as u64 * hidden;
+    let lm_head = shard.vocab.len() as u64 * hidden;
     let all_experts = config.experts as u64;
     let attention_vectors = qkv + hidden + heads;
     let expert_vectors = experts * (2 * units + hidden);
@@ -69,7 +70,7 @@ fn mxfp4_bytes(weights: u64) -> u64 {
     weights / 2 + weights / 32
 }
 
-/// Bytes of weights that one node reads to decode one token alone, with nothing in the KV cache yet.
+/// Bytes of weights that one rank reads to decode one token alone, with nothing in the KV cache yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BytesPerToken {
     /// The chosen experts' matrices.
@@ -91,9 +92,11 @@ impl BytesPerToken {
     }
 }
 
-/// What a decoded token reads with attention and lm_head in this format, on the first of `world` nodes.
-pub fn bytes_per_token(config: &Config, dense: DenseFormat, world: usize) -> BytesPerToken {
-    let counted = weight_bytes(config, Counting { dense, experts: config.top_k, world, vector_bytes: 2 });
+/// What a decoded token reads with attention and lm_head in this format, on one rank. Of whole experts it is what a rank
+/// reads whose share of the chosen ones is as large as its share of all, rounded up; the router may choose otherwise.
+pub fn bytes_per_token(config: &Config, dense: DenseFormat, shard: &Shard) -> BytesPerToken {
+    let experts = (config.top_k * shard.experts.len()).div_ceil(config.experts);
+    let counted = weight_bytes(config, Counting { dense, experts, shard, vector_bytes: 2 });
     let WeightBytes { attention, experts, small, lm_head, dense_scales, .. } = counted;
     BytesPerToken { experts, attention, lm_head, dense_scales, small }
 }
