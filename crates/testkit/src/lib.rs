@@ -1,12 +1,14 @@
 //! Checkpoints and golden logits for tests: random gpt-oss checkpoints that are the same bytes on every machine, written
 //! in every layout that the hub knows, and the logits that transformers computes from two of them.
 
+mod demo;
 mod golden;
 mod layouts;
 mod philox;
 mod spec;
 mod tensors;
 
+pub use demo::{Conversation, demo_conversations, write_demo};
 pub use golden::{GoldenPrompt, golden};
 pub use layouts::{safetensors_bytes, write_hub, write_hub_sharded, write_original, write_safetensors};
 pub use philox::Philox;

@@ -1,21 +1,10 @@
 //! Fast mode against exact mode on the demonstration model, which speaks sense and so says more than random weights.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-
-use serde::Deserialize;
 use tandem_backend::{DenseFormat, KvFormat, Precision};
-use tandem_testkit::{CheckpointSpec, golden};
+use tandem_testkit::{CheckpointSpec, Conversation, demo_conversations, golden, write_demo};
 
 use crate::golden::Distance;
 use crate::harness::Harness;
-
-/// A recorded conversation of `tests/golden/demo.json`.
-#[derive(Deserialize)]
-struct Conversation {
-    prompt: Vec<u32>,
-    reply: Vec<u32>,
-}
 
 /// The bar speaks of so many positions.
 const POSITIONS_MIN: u32 = 2000;
@@ -61,22 +50,12 @@ fn what_eight_bit_weights_cost() {
 
 /// The recorded conversations, prompt and reply.
 fn conversations() -> Vec<Vec<u32>> {
-    let recorded = fs::read(repository().join("tests/golden/demo.json")).unwrap();
-    let conversations: Vec<Conversation> = serde_json::from_slice(&recorded).unwrap();
-    conversations.into_iter().map(|Conversation { prompt, reply }| [prompt, reply].concat()).collect()
-}
-
-fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+    let both = |Conversation { prompt, reply }| [prompt, reply].concat();
+    demo_conversations().unwrap().into_iter().map(both).collect()
 }
 
 fn unpacked() -> tempfile::TempDir {
-    let model = repository().join("models/tandem-demo");
     let folder = tempfile::tempdir().unwrap();
-    fs::copy(model.join("config.json"), folder.path().join("config.json")).unwrap();
-    let packed = fs::File::open(model.join("model.safetensors.zst")).unwrap();
-    let mut decoder = ruzstd::decoding::StreamingDecoder::new(packed).unwrap();
-    let mut weights = fs::File::create(folder.path().join("model.safetensors")).unwrap();
-    std::io::copy(&mut decoder, &mut weights).unwrap();
+    write_demo(folder.path()).unwrap();
     folder
 }

@@ -1,0 +1,273 @@
+//! Whole requests through the engine: several ranks generate what one worker with all shards does, log-probabilities to the
+//! bit, and the tokens of the undivided model.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use tandem_backend::cpu::{CpuBackend, CpuOptions};
+use tandem_backend::{DenseFormat, KvFormat, Precision};
+use tandem_engine::{EngineSettings, FinishReason, Request, RequestId, Scheduler, Update};
+use tandem_grammar::{Content, Masks, Rules};
+use tandem_harmony::{STOP_TOKENS, Tokenizer};
+use tandem_model::{
+    Checkpoint, Exchange, ExpertSplit, Formats, LocalWorker, Model, Runner, ShardPlan, Synthetic, SyntheticKind,
+    WeightStore,
+};
+use tandem_step::{Capacity, Sampling, StepResult, TokenLogprobs, Worker};
+use tandem_testkit::{CheckpointSpec, Conversation, demo_conversations, golden, write_demo};
+
+use crate::threads::threads;
+
+const STREAMS: u32 = 4;
+const CONTEXT: u32 = 512;
+/// Longer than any step on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+const SPLITS: [ExpertSplit; 2] = [ExpertSplit::Slice, ExpertSplit::Whole];
+
+/// Whoever carries out plans: one worker, or all ranks in lock-step.
+struct Group(Vec<LocalWorker>);
+
+impl Group {
+    fn undivided(store: &dyn WeightStore) -> Self {
+        Self::of([Model::load(cpu(), store, FORMATS, capacity(store), ShardPlan::UNDIVIDED).unwrap()])
+    }
+
+    /// One worker with all shards.
+    fn together(store: &dyn WeightStore, world: usize, experts: ExpertSplit) -> Self {
+        Self::of([Model::load_all(cpu(), store, FORMATS, capacity(store), world, experts).unwrap()])
+    }
+
+    /// One worker for every rank.
+    fn ranks(store: &dyn WeightStore, experts: ExpertSplit, exchanges: Vec<Box<dyn Exchange>>) -> Self {
+        let plans = ShardPlan::all(exchanges.len(), experts).into_iter();
+        Self::of(plans.zip(exchanges).map(|(plan, exchange)| {
+            let model = Model::load(cpu(), store, FORMATS, capacity(store), plan).unwrap();
+            model.with_exchange(exchange).unwrap()
+        }))
+    }
+
+    fn of(models: impl IntoIterator<Item = Model<CpuBackend>>) -> Self {
+        let start = |model| {
+            let masks = Box::new(Masks::start(1).unwrap());
+            LocalWorker::start(Runner::new(model).with_masker(masks)).unwrap()
+        };
+        Self(models.into_iter().map(start).collect())
+    }
+
+    /// The result of the oldest step, which is the same on all ranks.
+    fn next(&mut self) -> StepResult {
+        let mut results = self.0.iter_mut().map(|worker| worker.next(PATIENCE).unwrap());
+        let first = results.next().unwrap();
+        results.for_each(|result| assert_eq!(result.rows, first.rows, "a rank chose otherwise"));
+        first
+    }
+}
+
+const FORMATS: Formats = Formats { dense: DenseFormat::Bf16, kv: KvFormat::F32 };
+
+fn cpu() -> CpuBackend {
+    CpuBackend::new(CpuOptions { precision: Precision::Exact, threads: Some(1), isa: None }).unwrap()
+}
+
+fn capacity(store: &dyn WeightStore) -> Capacity {
+    let config = store.config();
+    Capacity {
+        block_tokens: 16,
+        full_blocks: STREAMS * CONTEXT / 16,
+        sliding_blocks: STREAMS * CONTEXT / 16,
+        window: config.sliding_window as u32,
+        context: CONTEXT,
+        max_streams: STREAMS,
+        max_step_tokens: 128,
+        vocab: config.vocab as u32,
+    }
+}
+
+/// How the engine goes about it.
+#[derive(Clone, Copy, Debug)]
+struct Manner {
+    pipeline_depth: u32,
+    prefill_chunk: u32,
+    /// All requests at once, or one after another.
+    together: bool,
+}
+
+const MANNERS: [Manner; 4] = [
+    Manner { pipeline_depth: 1, prefill_chunk: 100, together: false },
+    Manner { pipeline_depth: 2, prefill_chunk: 100, together: false },
+    Manner { pipeline_depth: 2, prefill_chunk: 13, together: true },
+    Manner { pipeline_depth: 1, prefill_chunk: 33, together: true },
+];
+
+/// What a client gets of one request.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Outcome {
+    tokens: Vec<u32>,
+    logprobs: Vec<TokenLogprobs>,
+    prompt: Vec<TokenLogprobs>,
+    reason: Option<FinishReason>,
+}
+
+fn run(group: &mut Group, scheduler: &mut Scheduler, requests: &[Request], together: bool) -> Vec<Outcome> {
+    let size = if together { requests.len() } else { 1 };
+    requests.chunks(size).flat_map(|some| run_together(group, scheduler, some)).collect()
+}
+
+fn run_together(group: &mut Group, scheduler: &mut Scheduler, requests: &[Request]) -> Vec<Outcome> {
+    let now = Instant::now();
+    for (id, request) in (0..).zip(requests) {
+        scheduler.submit(RequestId(id), request.clone(), now).unwrap();
+    }
+    let (mut outcomes, mut in_flight) = (vec![Outcome::default(); requests.len()], 0);
+    loop {
+        while let Some(plan) = scheduler.next_plan(now) {
+            group.0.iter_mut().for_each(|worker| worker.submit(plan.clone()).unwrap());
+            in_flight += 1;
+        }
+        if in_flight == 0 {
+            return outcomes;
+        }
+        in_flight -= 1;
+        scheduler.apply(group.next(), now).unwrap();
+        for (RequestId(id), update) in scheduler.take_updates() {
+            note(&mut outcomes[id as usize], update);
+        }
+    }
+}
+
+fn note(outcome: &mut Outcome, update: Update) {
+    match update {
+        Update::Token { token, logprobs } => {
+            outcome.tokens.push(token);
+            outcome.logprobs.extend(logprobs);
+        }
+        Update::PromptScores(scores) => outcome.prompt.extend(scores),
+        Update::Finished(finished) => assert!(outcome.reason.replace(finished.reason).is_none(), "ended twice"),
+        Update::Started { .. } => {}
+    }
+}
+
+/// Runs the requests in every manner and expects the same each time.
+fn in_every_manner(mut group: impl FnMut() -> Group, requests: &[Request], capacity: Capacity) -> Vec<Outcome> {
+    let mut outcomes: Option<Vec<Outcome>> = None;
+    for manner in MANNERS {
+        let Manner { pipeline_depth, prefill_chunk, together } = manner;
+        let settings = EngineSettings { pipeline_depth, prefill_chunk, ..EngineSettings::default() };
+        let mut scheduler = Scheduler::new(capacity, settings).unwrap();
+        let got = run(&mut group(), &mut scheduler, requests, together);
+        assert!(got.iter().all(|outcome| outcome.reason.is_some()));
+        match &outcomes {
+            Some(want) => assert_eq!(&got, want, "{manner:?}"),
+            None => outcomes = Some(got),
+        }
+    }
+    outcomes.unwrap()
+}
+
+/// One of every kind of sampling that there is.
+fn requests(name: &str) -> Vec<Request> {
+    let prompts: Vec<Vec<u32>> = golden(name).unwrap().into_iter().map(|prompt| prompt.tokens).collect();
+    let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
+    let samplings = [
+        greedy.clone(),
+        Sampling { seed: 7, logprobs: Some(3), ..Sampling::default() },
+        Sampling { seed: 8, top_p: 0.8, temperature: 0.7, ..Sampling::default() },
+        Sampling { seed: 9, presence_penalty: 0.5, repetition_penalty: 1.2, ..Sampling::default() },
+        Sampling { seed: 10, temperature: 1.3, ..Sampling::default() },
+        Sampling { logprobs: Some(0), ..greedy },
+    ];
+    let prompts = [&prompts[1], &prompts[2], &prompts[1], &prompts[0], &prompts[2], &prompts[1]];
+    let request = |(prompt, sampling): (&Vec<u32>, Sampling)| Request {
+        prompt: prompt.clone(),
+        max_tokens: 24,
+        prompt_logprobs: (sampling.seed == 7).then_some(2),
+        sampling,
+        stop_tokens: Vec::new(),
+        constraint: None,
+    };
+    prompts.into_iter().zip(samplings).map(request).collect()
+}
+
+#[test]
+fn ranks_serve_what_one_worker_serves() {
+    for (name, spec) in [("a", CheckpointSpec::A), ("b", CheckpointSpec::B)] {
+        let folder = tempfile::tempdir().unwrap();
+        tandem_testkit::write_hub(folder.path(), &spec).unwrap();
+        let store = Checkpoint::open(folder.path()).unwrap();
+        let (requests, capacity) = (requests(name), capacity(&store));
+        let plain = in_every_manner(|| Group::undivided(&store), &requests, capacity);
+        for experts in SPLITS {
+            let together = in_every_manner(|| Group::together(&store, 2, experts), &requests, capacity);
+            let ranks = in_every_manner(|| Group::ranks(&store, experts, threads(2)), &requests, capacity);
+            assert_eq!(ranks, together, "{name}, {experts:?}: to the bit");
+            assert_tokens(&ranks, &plain, &format!("{name}, {experts:?}"));
+        }
+    }
+}
+
+/// The same tokens; log-probabilities as near as sums in another order let them be.
+fn assert_tokens(got: &[Outcome], want: &[Outcome], what: &str) {
+    const NEAR: f32 = 1e-3;
+    for (got, want) in got.iter().zip(want) {
+        assert_eq!((&got.tokens, &got.reason), (&want.tokens, &want.reason), "{what}");
+        let both = |outcome: &Outcome| [&outcome.prompt[..], &outcome.logprobs[..]].concat();
+        for (got, want) in both(got).iter().zip(both(want)) {
+            assert!((got.logprob - want.logprob).abs() < NEAR, "{what}: {got:?}, {want:?}");
+        }
+    }
+}
+
+/// Every rank follows the constraint with a masker of its own.
+#[test]
+fn a_constraint_holds_on_ranks_as_on_one_worker() {
+    let store = Synthetic::new(SyntheticKind::Tiny);
+    let schema = json!({"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 99},
+        "minItems": 5, "maxItems": 8});
+    let rules = Rules::Text(Content::Json(schema));
+    let request = |seed| Request {
+        prompt: (0..20).map(|i| 1000 + i * 7 + seed as u32).collect(),
+        max_tokens: 60,
+        sampling: Sampling { seed, logprobs: Some(1), ..Sampling::default() },
+        stop_tokens: STOP_TOKENS.to_vec(),
+        prompt_logprobs: None,
+        constraint: Some(rules.constraint().unwrap()),
+    };
+    let (requests, capacity) = ([request(1), request(2)], capacity(&store));
+    let plain = in_every_manner(|| Group::undivided(&store), &requests, capacity);
+    for outcome in &plain {
+        let end = outcome.tokens.iter().position(|token| STOP_TOKENS.contains(token)).unwrap();
+        let text = Tokenizer::shared().decode(&outcome.tokens[..end]);
+        let numbers: Vec<u8> = serde_json::from_str(&text).unwrap();
+        assert!((5..=8).contains(&numbers.len()), "{text}");
+    }
+    let ranks = in_every_manner(|| Group::ranks(&store, ExpertSplit::Slice, threads(2)), &requests, capacity);
+    assert_tokens(&ranks, &plain, "constrained");
+}
+
+/// The demonstration model says over two and four ranks what it was recorded to say on one.
+#[test]
+fn the_demonstration_model_says_the_same_over_several_ranks() {
+    let folder = tempfile::tempdir().unwrap();
+    write_demo(folder.path()).unwrap();
+    let store = Checkpoint::open(folder.path()).unwrap();
+    let recorded = demo_conversations().unwrap();
+    let short: Vec<&Conversation> = recorded.iter().filter(|recorded| recorded.reply.len() < 32).take(3).collect();
+    let request = |conversation: &&Conversation| Request {
+        prompt: conversation.prompt.clone(),
+        max_tokens: 64,
+        sampling: Sampling { temperature: 0.0, ..Sampling::default() },
+        stop_tokens: STOP_TOKENS.to_vec(),
+        prompt_logprobs: None,
+        constraint: None,
+    };
+    let requests: Vec<Request> = short.iter().map(request).collect();
+    for (world, experts) in [(2, ExpertSplit::Slice), (2, ExpertSplit::Whole), (4, ExpertSplit::Slice)] {
+        let settings = EngineSettings { pipeline_depth: 2, prefill_chunk: 64, ..EngineSettings::default() };
+        let mut scheduler = Scheduler::new(capacity(&store), settings).unwrap();
+        let mut group = Group::ranks(&store, experts, threads(world));
+        let said = run(&mut group, &mut scheduler, &requests, true);
+        for (said, recorded) in said.iter().zip(&short) {
+            assert_eq!(said.tokens, recorded.reply, "{experts:?} over {world}");
+        }
+    }
+}
