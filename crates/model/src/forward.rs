@@ -1,5 +1,6 @@
 //! The gpt-oss forward pass over any [`Backend`].
 
+mod candidates;
 mod layer;
 mod load;
 mod unembed;
@@ -207,18 +208,19 @@ impl<B: Backend> Model<B> {
         Ok(())
     }
 
-    /// Whether [`Model::draw`] works on this device.
+    /// Whether [`Model::draw`] works: on a device that draws, or among ranks, who draw what one would on the host.
     pub fn draws(&self) -> bool {
-        B::DRAWS && self.shards[0].world == 1
+        self.exchange.is_some() || B::DRAWS && self.shards[0].world == 1
     }
 
-    /// Tokens chosen on the device from the logits of the given rows of the last [`Model::forward`].
+    /// Tokens chosen from the logits of the given rows of the last [`Model::forward`], without bringing all of these to the
+    /// host, or without exchanging them.
     pub fn draw(&mut self, rows: &[(usize, Draw)]) -> Result<Vec<u32>, ModelError> {
         let mut tokens = vec![0; rows.len()];
         for (some, tokens) in rows.chunks(LOGIT_ROWS).zip(tokens.chunks_mut(LOGIT_ROWS)) {
             let (indices, draws): (Vec<usize>, Vec<Draw>) = some.iter().cloned().unzip();
             self.unembedding.compute(&self.backend, &self.scratch.residual, &indices)?;
-            self.unembedding.draw(&self.backend, &draws, tokens)?;
+            self.unembedding.draw(&self.backend, &draws, self.exchange.as_deref_mut(), tokens)?;
         }
         Ok(tokens)
     }

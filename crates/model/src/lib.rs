@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 mod config;
+mod draw;
 mod forward;
 pub mod inspect;
 pub mod layout;

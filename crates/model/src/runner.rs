@@ -230,7 +230,7 @@ impl<B: Backend> Runner<B> {
         Ok(results)
     }
 
-    /// Has the device choose tokens: `(row of the batch, row of the plan, how)`. Masks are waited for here, while the
+    /// Has the model choose tokens: `(row of the batch, row of the plan, how)`. Masks are waited for here, while a
     /// device is still busy with the forward pass.
     fn draw(
         &mut self,
@@ -270,7 +270,7 @@ impl<B: Backend> Runner<B> {
         Ok(self.masker.as_mut().filter(|_| constrained))
     }
 
-    /// What is wanted of which rows of the batch: tokens that the device can draw (with their plan row), and the rest.
+    /// What is wanted of which rows of the batch: tokens that the model can draw (with their plan row), and the rest.
     #[allow(clippy::type_complexity)]
     fn share_out(
         &self,

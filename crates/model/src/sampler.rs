@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use tandem_backend::Draw;
 use tandem_step::{Sampling, TokenLogprobs};
 
+use crate::draw;
+
 /// How often each token occurred, for the penalties.
 #[derive(Clone, Debug, Default)]
 pub struct History {
@@ -53,14 +55,15 @@ pub fn sample(
         suppress(logits, &sampling.suppress);
     }
     if sampling.temperature <= 0.0 || sampling.top_k == 1 {
-        return argmax(logits);
+        return draw::argmax(logits) as u32;
     }
-    let weights = Weights::new(logits, sampling.temperature);
-    let draw = uniform(sampling.seed, position);
+    let max = draw::max(logits);
+    draw::weigh(logits, max, sampling.temperature);
+    let uniform = uniform(sampling.seed, position);
     if sampling.top_k == 0 && sampling.top_p >= 1.0 && sampling.min_p <= 0.0 {
-        weights.draw(draw)
+        draw::find(logits, draw::target(uniform, draw::sum(logits))).unwrap_or(0) as u32
     } else {
-        draw_from(&weights.truncate(sampling), draw)
+        draw_from(&truncate(logits, sampling), uniform)
     }
 }
 
@@ -108,6 +111,17 @@ pub fn apply_mask(logits: &mut [f32], mask: &[u32]) {
     }
 }
 
+/// The same for logits of the tokens from `first` on.
+pub fn apply_mask_from(first: usize, logits: &mut [f32], mask: &[u32]) {
+    let (head, rest) = logits.split_at_mut((first.next_multiple_of(32) - first).min(logits.len()));
+    for (token, logit) in (first..).zip(head) {
+        if mask.get(token / 32).is_none_or(|word| word >> (token % 32) & 1 == 0) {
+            *logit = f32::NEG_INFINITY;
+        }
+    }
+    apply_mask(rest, mask.get(first.div_ceil(32)..).unwrap_or_default());
+}
+
 /// Whether `mask` allows a token that is not in `suppressed`.
 fn leaves_any(mask: &[u32], suppressed: &[u32]) -> bool {
     let of_word = |index: usize| {
@@ -148,23 +162,8 @@ fn suppress(logits: &mut [f32], tokens: &[u32]) {
     }
 }
 
-/// Index of the largest value, the first on a tie.
-fn argmax(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (i, logit) in logits.iter().enumerate() {
-        if *logit > logits[best] {
-            best = i;
-        }
-    }
-    best as u32
-}
-
-fn max(logits: &[f32]) -> f32 {
-    logits.iter().copied().fold(f32::NEG_INFINITY, f32::max)
-}
-
 fn log_sum_exp(logits: &[f32]) -> f64 {
-    let max = max(logits);
+    let max = draw::max(logits);
     let sum: f64 = logits.iter().map(|l| f64::from((l - max).exp())).sum();
     f64::from(max) + sum.ln()
 }
@@ -183,60 +182,28 @@ fn likeliest(logits: &[f32], n: usize) -> Vec<u32> {
     best
 }
 
-/// Unnormalised probabilities after temperature: the likeliest token weighs 1.
-struct Weights {
-    weights: Vec<f32>,
-    total: f64,
-}
-
-impl Weights {
-    fn new(logits: &[f32], temperature: f32) -> Self {
-        let max = max(logits);
-        let scale = 1.0 / temperature;
-        let weights: Vec<f32> = logits.iter().map(|l| ((l - max) * scale).exp()).collect();
-        let total = weights.iter().map(|w| f64::from(*w)).sum();
-        Self { weights, total }
-    }
-
-    /// Inverse of the cumulative distribution in order of token id.
-    fn draw(&self, uniform: f64) -> u32 {
-        let target = uniform * self.total;
-        let mut sum = 0.0;
-        let mut last = 0;
-        for (i, weight) in self.weights.iter().enumerate() {
-            if *weight > 0.0 {
-                sum += f64::from(*weight);
-                last = i as u32;
-                if sum > target {
-                    break;
-                }
-            }
+/// What min_p, top_k and top_p leave, likeliest first. Never empty.
+fn truncate(weights: &[f32], sampling: &Sampling) -> Vec<(u32, f32)> {
+    let total: f64 = weights.iter().map(|weight| f64::from(*weight)).sum();
+    let limit = if sampling.top_k == 0 { usize::MAX } else { sampling.top_k as usize };
+    // Sorting 200,000 candidates is slow and the tail rarely matters: widen the cut until it holds enough.
+    for cut in [1e-3, 1e-7, 0.0_f32] {
+        let cut = cut.max(sampling.min_p);
+        let mut kept: Vec<(u32, f32)> =
+            (0..).zip(weights.iter().copied()).filter(|(_, w)| *w >= cut && *w > 0.0).collect();
+        let mass: f64 = kept.iter().map(|(_, w)| f64::from(*w)).sum();
+        let complete = cut <= sampling.min_p;
+        // Without min_p the nucleus is a share of everything top_k leaves, and top_k leaves what was kept.
+        let enough = kept.len() >= limit || (limit == usize::MAX && mass >= f64::from(sampling.top_p) * total);
+        if complete || (enough && sampling.min_p <= 0.0) {
+            kept.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            kept.truncate(limit);
+            let whole = if limit == usize::MAX && sampling.min_p <= 0.0 { total } else { sum_of(&kept) };
+            keep_nucleus(&mut kept, f64::from(sampling.top_p) * whole);
+            return kept;
         }
-        last
     }
-
-    /// What min_p, top_k and top_p leave, likeliest first. Never empty.
-    fn truncate(&self, sampling: &Sampling) -> Vec<(u32, f32)> {
-        let limit = if sampling.top_k == 0 { usize::MAX } else { sampling.top_k as usize };
-        // Sorting 200,000 candidates is slow and the tail rarely matters: widen the cut until it holds enough.
-        for cut in [1e-3, 1e-7, 0.0_f32] {
-            let cut = cut.max(sampling.min_p);
-            let mut kept: Vec<(u32, f32)> =
-                (0..).zip(self.weights.iter().copied()).filter(|(_, w)| *w >= cut && *w > 0.0).collect();
-            let mass: f64 = kept.iter().map(|(_, w)| f64::from(*w)).sum();
-            let complete = cut <= sampling.min_p;
-            // Without min_p the nucleus is a share of everything top_k leaves, and top_k leaves what was kept.
-            let enough = kept.len() >= limit || (limit == usize::MAX && mass >= f64::from(sampling.top_p) * self.total);
-            if complete || (enough && sampling.min_p <= 0.0) {
-                kept.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-                kept.truncate(limit);
-                let whole = if limit == usize::MAX && sampling.min_p <= 0.0 { self.total } else { sum_of(&kept) };
-                keep_nucleus(&mut kept, f64::from(sampling.top_p) * whole);
-                return kept;
-            }
-        }
-        unreachable!("the last cut is always complete")
-    }
+    unreachable!("the last cut is always complete")
 }
 
 fn sum_of(kept: &[(u32, f32)]) -> f64 {
@@ -380,6 +347,18 @@ mod tests {
         assert_eq!(pick(&quiet, &[0b01_0100], 3), 2);
         assert_eq!(pick(&quiet, &[0b01_0000], 3), 4);
         assert_eq!(pick(&quiet, &[0b01_0100], 9), 4);
+    }
+
+    #[test]
+    fn a_part_of_the_logits_is_masked_like_all_of_them() {
+        let mask: Vec<u32> = (0..4).map(|word| 0x9e37_79b9_u32.wrapping_mul(word + 3)).collect();
+        let mut whole = [1.0; 150];
+        apply_mask(&mut whole, &mask);
+        for (first, end) in [(0, 150), (1, 20), (31, 97), (32, 64), (77, 150), (128, 150), (140, 150)] {
+            let mut part = vec![1.0; end - first];
+            apply_mask_from(first, &mut part, &mask);
+            assert_eq!(part, whole[first..end], "{first}..{end}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@ use std::ops::Range;
 use tandem_backend::{Backend, BackendError, Draw};
 
 use super::ModelError;
+use super::candidates::draw_among_ranks;
 use crate::Config;
 use crate::shard::{Exchange, ExchangeError, ShardPlan, share};
 
@@ -57,9 +58,21 @@ impl<B: Backend> Unembedding<B> {
         Ok(())
     }
 
-    /// Tokens drawn on the device, where there is one part with the whole vocabulary.
-    pub(super) fn draw(&self, backend: &B, draws: &[Draw], tokens: &mut [u32]) -> Result<(), BackendError> {
-        backend.draw(&self.heads[0].logits, draws, tokens)
+    /// Draws from the logits computed last: with the other ranks, or on the device that has them all.
+    pub(super) fn draw(
+        &mut self,
+        backend: &B,
+        draws: &[Draw],
+        exchange: Option<&mut (dyn Exchange + 'static)>,
+        tokens: &mut [u32],
+    ) -> Result<(), ModelError> {
+        let (head, mine) = (&self.heads[0], &mut self.host.mine);
+        let Some(exchange) = exchange else {
+            return Ok(backend.draw(&head.logits, draws, tokens)?);
+        };
+        let mine = &mut mine[..draws.len() * head.vocab.len()];
+        backend.download(&head.logits, 0, mine)?;
+        Ok(draw_among_ranks(mine, &head.vocab, draws, exchange, tokens)?)
     }
 
     /// Brings the `n` rows of logits to the host: all parts', and those of the other ranks.
