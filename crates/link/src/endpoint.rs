@@ -1,4 +1,5 @@
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,7 @@ use crate::error::LinkError;
 use crate::link::Link;
 use crate::region::{Layout, WORLD_MAX};
 use crate::shm::{ShmEndpoint, ShmOffer};
+use crate::tcp::{TcpEndpoint, TcpOffer};
 
 /// Raised by every change of the protocol or of the region: ranks of different versions do not connect.
 const VERSION: u32 = 1;
@@ -39,15 +41,18 @@ impl Default for Settings {
 pub enum TransportKind {
     /// Memory that processes of one host share.
     Shm,
+    /// TCP connections.
+    Tcp,
 }
 
 impl TransportKind {
     /// All there are.
-    pub const ALL: [Self; 1] = [Self::Shm];
+    pub const ALL: [Self; 2] = [Self::Shm, Self::Tcp];
 
     fn name(self) -> &'static str {
         match self {
             Self::Shm => "shm",
+            Self::Tcp => "tcp",
         }
     }
 }
@@ -77,6 +82,7 @@ pub struct Endpoint {
 
 enum Side {
     Shm(ShmEndpoint),
+    Tcp(TcpEndpoint),
 }
 
 /// What a rank tells the others: JSON, so that people can read it in a log.
@@ -93,6 +99,7 @@ struct Offer {
 #[serde(rename_all = "lowercase")]
 enum Way {
     Shm(ShmOffer),
+    Tcp(TcpOffer),
 }
 
 impl Endpoint {
@@ -102,10 +109,18 @@ impl Endpoint {
         Ok(Self { settings: settings.clone(), side: Side::Shm(ShmEndpoint::new(layout)?) })
     }
 
+    /// An endpoint that listens on a free port of `address`, an address of this machine that the peers reach.
+    pub fn tcp(settings: &Settings, address: IpAddr) -> Result<Self, LinkError> {
+        let layout = Layout::new(settings.slot_bytes)?;
+        let endpoint = TcpEndpoint::new(layout, settings.epoch, address)?;
+        Ok(Self { settings: settings.clone(), side: Side::Tcp(endpoint) })
+    }
+
     /// What all ranks need to know of this one. It holds a secret: whoever has it can take part.
     pub fn offer(&self) -> Vec<u8> {
         let way = match &self.side {
             Side::Shm(endpoint) => Way::Shm(endpoint.offer()),
+            Side::Tcp(endpoint) => Way::Tcp(endpoint.offer()),
         };
         let (epoch, slot_bytes) = (self.settings.epoch, self.settings.slot_bytes);
         let offer = Offer { version: VERSION, epoch, slot_bytes, way };
@@ -128,7 +143,10 @@ impl Endpoint {
         let group = Group::new(rank, world, offers.len(), deadline)?;
         let offers = self.understand(&group, offers)?;
         let (transport, region) = match self.side {
-            Side::Shm(endpoint) => endpoint.connect(&group, &offers.of(|Way::Shm(offer)| Some(offer))?)?,
+            Side::Shm(endpoint) => endpoint
+                .connect(&group, &offers.of(|way| if let Way::Shm(offer) = way { Some(offer) } else { None })?)?,
+            Side::Tcp(endpoint) => endpoint
+                .connect(&group, &offers.of(|way| if let Way::Tcp(offer) = way { Some(offer) } else { None })?)?,
         };
         Ok(Link::new(rank, world, transport, region, self.settings.deadline, self.settings.spin))
     }
@@ -192,6 +210,15 @@ impl Group {
     pub(crate) fn peers(&self) -> impl Iterator<Item = usize> + use<> {
         let rank = self.rank;
         (0..self.world).filter(move |peer| *peer != rank)
+    }
+
+    /// The time that all of it may take.
+    pub(crate) fn deadline(&self) -> Duration {
+        self.deadline
+    }
+
+    pub(crate) fn left(&self) -> Duration {
+        self.deadline.saturating_sub(self.started.elapsed())
     }
 
     /// An error that names `peer` as missing once the time is up.

@@ -33,6 +33,7 @@ mod link;
 mod memory;
 mod region;
 mod shm;
+mod tcp;
 mod transport;
 
 pub use endpoint::{Endpoint, Settings, TransportKind};

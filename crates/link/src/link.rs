@@ -10,12 +10,10 @@ use crate::fence;
 use crate::flag::{Flag, Operation, SEQ_MAX};
 use crate::memory::Memory;
 use crate::region::{Region, WORLD_MAX, abort_word};
-use crate::transport::{Awaited, Transport, Watch};
+use crate::transport::{Awaited, SLEEP, Transport, Watch};
 
 /// Looks at a word between two looks at the clock.
 const LOOKS: u32 = 32;
-/// Longest sleep before the abort word and the peer's health are looked at again.
-const SLEEP: Duration = Duration::from_millis(2);
 /// A word that half matches is looked at again after this long before it counts as wrong: a device may have written half.
 const SETTLE: Duration = Duration::from_millis(1);
 

@@ -18,9 +18,9 @@ unsafe impl Send for Memory {}
 unsafe impl Sync for Memory {}
 
 impl Memory {
-    /// Memory of this process alone.
-    pub(crate) fn private(bytes: usize) -> Result<Self, LinkError> {
-        Self::map(bytes, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1)
+    /// Memory of this process, and of a device it is registered with: not to be copied when the process forks.
+    pub(crate) fn anonymous(bytes: usize) -> Result<Self, LinkError> {
+        Self::map(bytes, libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1)
     }
 
     /// All of a file. Whoever else maps it sees the same bytes.

@@ -7,6 +7,9 @@ use crate::flag::Flag;
 use crate::memory::Memory;
 use crate::region::{Region, State, abort_word};
 
+/// Longest sleep before the abort word and the peers' health are looked at again.
+pub(crate) const SLEEP: Duration = Duration::from_millis(2);
+
 /// What a wait waits for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Awaited {
@@ -76,11 +79,15 @@ impl Gone {
         Self { reason: reason.into(), failed: true }
     }
 
+    pub(crate) fn closed() -> Self {
+        Self { reason: "it closed the link".into(), failed: false }
+    }
+
     /// What a peer said of itself.
     pub(crate) fn from_state(state: State) -> Option<Self> {
         match state {
             State::Away | State::Ready => None,
-            State::Closed => Some(Self { reason: "it closed the link".into(), failed: false }),
+            State::Closed => Some(Self::closed()),
             State::Failed => Some(Self::failed("its link failed")),
         }
     }
