@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::LinkError;
 use crate::link::Link;
+use crate::rdma::{RdmaChoice, RdmaEndpoint, RdmaOffer};
 use crate::region::{Layout, WORLD_MAX};
 use crate::shm::{ShmEndpoint, ShmOffer};
 use crate::tcp::{TcpEndpoint, TcpOffer};
@@ -43,16 +44,19 @@ pub enum TransportKind {
     Shm,
     /// TCP connections.
     Tcp,
+    /// RDMA writes over RoCE v2.
+    Rdma,
 }
 
 impl TransportKind {
     /// All there are.
-    pub const ALL: [Self; 2] = [Self::Shm, Self::Tcp];
+    pub const ALL: [Self; 3] = [Self::Shm, Self::Tcp, Self::Rdma];
 
     fn name(self) -> &'static str {
         match self {
             Self::Shm => "shm",
             Self::Tcp => "tcp",
+            Self::Rdma => "rdma",
         }
     }
 }
@@ -83,6 +87,7 @@ pub struct Endpoint {
 enum Side {
     Shm(ShmEndpoint),
     Tcp(TcpEndpoint),
+    Rdma(RdmaEndpoint),
 }
 
 /// What a rank tells the others: JSON, so that people can read it in a log.
@@ -100,6 +105,7 @@ struct Offer {
 enum Way {
     Shm(ShmOffer),
     Tcp(TcpOffer),
+    Rdma(RdmaOffer),
 }
 
 impl Endpoint {
@@ -116,11 +122,19 @@ impl Endpoint {
         Ok(Self { settings: settings.clone(), side: Side::Tcp(endpoint) })
     }
 
+    /// An endpoint on RDMA devices of this machine.
+    pub fn rdma(settings: &Settings, choice: &RdmaChoice) -> Result<Self, LinkError> {
+        let layout = Layout::new(settings.slot_bytes)?;
+        let endpoint = RdmaEndpoint::new(layout, settings.epoch, choice)?;
+        Ok(Self { settings: settings.clone(), side: Side::Rdma(endpoint) })
+    }
+
     /// What all ranks need to know of this one. It holds a secret: whoever has it can take part.
     pub fn offer(&self) -> Vec<u8> {
         let way = match &self.side {
             Side::Shm(endpoint) => Way::Shm(endpoint.offer()),
             Side::Tcp(endpoint) => Way::Tcp(endpoint.offer()),
+            Side::Rdma(endpoint) => Way::Rdma(endpoint.offer()),
         };
         let (epoch, slot_bytes) = (self.settings.epoch, self.settings.slot_bytes);
         let offer = Offer { version: VERSION, epoch, slot_bytes, way };
@@ -143,10 +157,9 @@ impl Endpoint {
         let group = Group::new(rank, world, offers.len(), deadline)?;
         let offers = self.understand(&group, offers)?;
         let (transport, region) = match self.side {
-            Side::Shm(endpoint) => endpoint
-                .connect(&group, &offers.of(|way| if let Way::Shm(offer) = way { Some(offer) } else { None })?)?,
-            Side::Tcp(endpoint) => endpoint
-                .connect(&group, &offers.of(|way| if let Way::Tcp(offer) = way { Some(offer) } else { None })?)?,
+            Side::Shm(endpoint) => endpoint.connect(&group, &offers.of(Way::shm)?)?,
+            Side::Tcp(endpoint) => endpoint.connect(&group, &offers.of(Way::tcp)?)?,
+            Side::Rdma(endpoint) => endpoint.connect(&group, &offers.of(Way::rdma)?)?,
         };
         Ok(Link::new(rank, world, transport, region, self.settings.deadline, self.settings.spin))
     }
@@ -173,6 +186,20 @@ impl Endpoint {
         agree("epoch", offer.epoch, self.settings.epoch)?;
         agree("slot length", offer.slot_bytes as u64, self.settings.slot_bytes as u64)?;
         Ok(offer.way)
+    }
+}
+
+impl Way {
+    fn shm(self) -> Option<ShmOffer> {
+        if let Self::Shm(offer) = self { Some(offer) } else { None }
+    }
+
+    fn tcp(self) -> Option<TcpOffer> {
+        if let Self::Tcp(offer) = self { Some(offer) } else { None }
+    }
+
+    fn rdma(self) -> Option<RdmaOffer> {
+        if let Self::Rdma(offer) = self { Some(offer) } else { None }
     }
 }
 

@@ -69,6 +69,21 @@ pub enum LinkError {
         /// How long was waited.
         waited: Duration,
     },
+    /// This machine has no RDMA device that can be used, for the reasons given.
+    #[error("RDMA cannot be used here: {0}")]
+    NoRdma(String),
+    /// An RDMA device refused something.
+    #[error("RDMA device {device}: {what}: {source}{}{advice}", if advice.is_empty() { "" } else { "; " })]
+    Rdma {
+        /// Which.
+        device: String,
+        /// What was being done.
+        what: String,
+        /// What verbs said.
+        source: io::Error,
+        /// What to look at. May be empty.
+        advice: &'static str,
+    },
     /// The operating system refused something.
     #[error("{what}: {source}")]
     System {

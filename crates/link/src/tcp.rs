@@ -55,17 +55,23 @@ impl TcpEndpoint {
 
     pub(crate) fn connect(self, group: &Group, offers: &[TcpOffer]) -> Result<(Box<dyn Transport>, Region), LinkError> {
         let region = Region::new(self.layout, Memory::anonymous(self.layout.bytes())?.into());
+        Ok((Box::new(self.meet(group, offers)?), region))
+    }
+
+    /// Connects to all peers.
+    pub(crate) fn meet(self, group: &Group, offers: &[TcpOffer]) -> Result<TcpTransport, LinkError> {
         let streams = join::join(&self.listener, self.epoch, group, offers)?;
         let mut peers: [Option<Connection>; WORLD_MAX] = Default::default();
         for (peer, stream) in streams {
             peers[peer] = Some(Connection::new(stream, peer, self.epoch)?);
         }
         // The port is closed here: whoever comes later finds nobody.
-        Ok((Box::new(TcpTransport { rank: group.rank, epoch: self.epoch, peers }), region))
+        Ok(TcpTransport { rank: group.rank, epoch: self.epoch, peers })
     }
 }
 
-struct TcpTransport {
+/// The connections of a rank.
+pub(crate) struct TcpTransport {
     rank: usize,
     epoch: u64,
     peers: [Option<Connection>; WORLD_MAX],

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "not every transport's tests use all of it")]
 
 pub mod failure;
+pub mod machines;
 pub mod process;
 
 use std::thread;
