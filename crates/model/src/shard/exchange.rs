@@ -1,5 +1,7 @@
 use std::error::Error;
 
+use tandem_link::Link;
+
 /// How a rank shares values with the others, which all make the same calls in the same order.
 pub trait Exchange: Send {
     /// Which rank this is.
@@ -24,5 +26,23 @@ impl ExchangeError {
     /// For a reason.
     pub fn new(reason: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self(reason.into())
+    }
+}
+
+impl Exchange for Link {
+    fn rank(&self) -> usize {
+        Link::rank(self)
+    }
+
+    fn world(&self) -> usize {
+        Link::world(self)
+    }
+
+    fn all_reduce(&mut self, values: &mut [f32]) -> Result<(), ExchangeError> {
+        Link::all_reduce(self, values).map_err(ExchangeError::new)
+    }
+
+    fn all_gather(&mut self, mine: &[u8], all: &mut [u8]) -> Result<(), ExchangeError> {
+        Link::all_gather(self, mine, all).map_err(ExchangeError::new)
     }
 }

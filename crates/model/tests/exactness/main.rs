@@ -4,6 +4,6 @@ mod demo;
 mod equalities;
 mod golden;
 mod harness;
+#[path = "../sharded/links.rs"]
+mod links;
 mod sharded;
-#[path = "../sharded/threads.rs"]
-mod threads;

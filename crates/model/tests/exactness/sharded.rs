@@ -4,13 +4,14 @@
 use std::path::Path;
 
 use tandem_backend::{DenseFormat, KvFormat, Precision};
+use tandem_link::TransportKind;
 use tandem_model::{ExpertSplit, Formats, Model, ShardPlan};
 use tandem_testkit::{CheckpointSpec, golden};
 
 use crate::equalities::{assert_bits, long_prompt};
 use crate::golden::{Distance, EXACT_ERROR_MAX};
 use crate::harness::{Harness, Part, relative_error};
-use crate::threads::threads;
+use crate::links::links;
 
 /// Five groups of 32 units, so 3 + 2 of two ranks and 2 + 1 + 1 + 1 of four, and a vocabulary that is odd.
 const FOUR: CheckpointSpec = CheckpointSpec { seed: 4, kv_heads: 4, ..CheckpointSpec::B };
@@ -31,7 +32,7 @@ impl Ranks {
                 Model::load(backend, store, formats, capacity, plan)?.with_exchange(exchange)
             })
         };
-        Self(plans.zip(threads(world)).map(rank).collect())
+        Self(plans.zip(links(TransportKind::Shm, world)).map(rank).collect())
     }
 
     /// The logits, which are the same on all ranks.
@@ -137,7 +138,7 @@ fn a_rank_alone_says_what_it_lacks() {
     Harness::load(folder.path(), Precision::Exact, FORMATS, |backend, store, formats, capacity| {
         let mut model = Model::load(backend, store, formats, capacity, plan)?;
         unconnected = model.logits(&[0], |_, _| panic!("logits of one rank alone")).err();
-        let wrong = threads(2).swap_remove(0);
+        let wrong = links(TransportKind::Shm, 2).swap_remove(0);
         let error = model.with_exchange(wrong).err().expect("the exchange of another rank").to_string();
         assert!(error.contains("an exchange of rank 0 of 2"), "{error}");
         Model::load(backend_again(), store, formats, capacity, ShardPlan::UNDIVIDED)

@@ -1,6 +1,6 @@
 //! A model over several ranks: what each reads and holds, and that whole requests come out the same.
 
 mod holding;
+mod links;
 mod loading;
 mod serving;
-mod threads;

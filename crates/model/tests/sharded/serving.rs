@@ -9,6 +9,7 @@ use tandem_backend::{DenseFormat, KvFormat, Precision};
 use tandem_engine::{EngineSettings, FinishReason, Request, RequestId, Scheduler, Update};
 use tandem_grammar::{Content, Masks, Rules};
 use tandem_harmony::{STOP_TOKENS, Tokenizer};
+use tandem_link::TransportKind;
 use tandem_model::{
     Checkpoint, Exchange, ExpertSplit, Formats, LocalWorker, Model, Runner, ShardPlan, Synthetic, SyntheticKind,
     WeightStore,
@@ -16,7 +17,7 @@ use tandem_model::{
 use tandem_step::{Capacity, Sampling, StepResult, TokenLogprobs, Worker};
 use tandem_testkit::{CheckpointSpec, Conversation, demo_conversations, golden, write_demo};
 
-use crate::threads::threads;
+use crate::links::links;
 
 const STREAMS: u32 = 4;
 const CONTEXT: u32 = 512;
@@ -198,9 +199,11 @@ fn ranks_serve_what_one_worker_serves() {
         let plain = in_every_manner(|| Group::undivided(&store), &requests, capacity);
         for experts in SPLITS {
             let together = in_every_manner(|| Group::together(&store, 2, experts), &requests, capacity);
-            let ranks = in_every_manner(|| Group::ranks(&store, experts, threads(2)), &requests, capacity);
-            assert_eq!(ranks, together, "{name}, {experts:?}: to the bit");
-            assert_tokens(&ranks, &plain, &format!("{name}, {experts:?}"));
+            for kind in [TransportKind::Shm, TransportKind::Tcp] {
+                let ranks = in_every_manner(|| Group::ranks(&store, experts, links(kind, 2)), &requests, capacity);
+                assert_eq!(ranks, together, "{name}, {experts:?} over {kind}: to the bit");
+            }
+            assert_tokens(&together, &plain, &format!("{name}, {experts:?}"));
         }
     }
 }
@@ -240,7 +243,8 @@ fn a_constraint_holds_on_ranks_as_on_one_worker() {
         let numbers: Vec<u8> = serde_json::from_str(&text).unwrap();
         assert!((5..=8).contains(&numbers.len()), "{text}");
     }
-    let ranks = in_every_manner(|| Group::ranks(&store, ExpertSplit::Slice, threads(2)), &requests, capacity);
+    let ranks =
+        in_every_manner(|| Group::ranks(&store, ExpertSplit::Slice, links(TransportKind::Tcp, 2)), &requests, capacity);
     assert_tokens(&ranks, &plain, "constrained");
 }
 
@@ -264,7 +268,7 @@ fn the_demonstration_model_says_the_same_over_several_ranks() {
     for (world, experts) in [(2, ExpertSplit::Slice), (2, ExpertSplit::Whole), (4, ExpertSplit::Slice)] {
         let settings = EngineSettings { pipeline_depth: 2, prefill_chunk: 64, ..EngineSettings::default() };
         let mut scheduler = Scheduler::new(capacity(&store), settings).unwrap();
-        let mut group = Group::ranks(&store, experts, threads(world));
+        let mut group = Group::ranks(&store, experts, links(TransportKind::Shm, world));
         let said = run(&mut group, &mut scheduler, &requests, true);
         for (said, recorded) in said.iter().zip(&short) {
             assert_eq!(said.tokens, recorded.reply, "{experts:?} over {world}");
