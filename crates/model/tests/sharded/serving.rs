@@ -1,6 +1,8 @@
 //! Whole requests through the engine: several ranks generate what one worker with all shards does, log-probabilities to the
 //! bit, and the tokens of the undivided model.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -11,8 +13,8 @@ use tandem_grammar::{Content, Masks, Rules};
 use tandem_harmony::{STOP_TOKENS, Tokenizer};
 use tandem_link::TransportKind;
 use tandem_model::{
-    Checkpoint, Exchange, ExpertSplit, Formats, LocalWorker, Model, Runner, ShardPlan, Synthetic, SyntheticKind,
-    WeightStore,
+    Checkpoint, Exchange, ExchangeError, ExpertSplit, Formats, LocalWorker, Model, Runner, ShardPlan, Synthetic,
+    SyntheticKind, WeightStore,
 };
 use tandem_step::{Capacity, Sampling, StepResult, TokenLogprobs, Worker};
 use tandem_testkit::{CheckpointSpec, Conversation, demo_conversations, golden, write_demo};
@@ -230,7 +232,7 @@ fn a_constraint_holds_on_ranks_as_on_one_worker() {
     let request = |seed| Request {
         prompt: (0..20).map(|i| 1000 + i * 7 + seed as u32).collect(),
         max_tokens: 60,
-        sampling: Sampling { seed, logprobs: Some(1), ..Sampling::default() },
+        sampling: Sampling { seed, logprobs: (seed == 1).then_some(1), ..Sampling::default() },
         stop_tokens: STOP_TOKENS.to_vec(),
         prompt_logprobs: None,
         constraint: Some(rules.constraint().unwrap()),
@@ -273,5 +275,64 @@ fn the_demonstration_model_says_the_same_over_several_ranks() {
         for (said, recorded) in said.iter().zip(&short) {
             assert_eq!(said.tokens, recorded.reply, "{experts:?} over {world}");
         }
+    }
+}
+
+/// An exchange that counts what is gathered.
+struct Gathered {
+    exchange: Box<dyn Exchange>,
+    bytes: Arc<AtomicU64>,
+}
+
+impl Exchange for Gathered {
+    fn rank(&self) -> usize {
+        self.exchange.rank()
+    }
+
+    fn world(&self) -> usize {
+        self.exchange.world()
+    }
+
+    fn all_reduce(&mut self, values: &mut [f32]) -> Result<(), ExchangeError> {
+        self.exchange.all_reduce(values)
+    }
+
+    fn all_gather(&mut self, mine: &[u8], all: &mut [u8]) -> Result<(), ExchangeError> {
+        self.bytes.fetch_add(mine.len() as u64, Ordering::Relaxed);
+        self.exchange.all_gather(mine, all)
+    }
+}
+
+/// Ranks exchange the likeliest token's id and logit, a sum and a token; all logits only where somebody wants to know more.
+#[test]
+fn a_token_costs_a_few_bytes_of_exchange() {
+    let folder = tempfile::tempdir().unwrap();
+    tandem_testkit::write_hub(folder.path(), &CheckpointSpec::B).unwrap();
+    let store = Checkpoint::open(folder.path()).unwrap();
+    let vocab_max = CheckpointSpec::B.vocab.div_ceil(2) as u64;
+    let samplings = [
+        (Sampling { temperature: 0.0, ..Sampling::default() }, 8),
+        (Sampling::default(), 8 + 8 + 4),
+        (Sampling { top_k: 5, ..Sampling::default() }, 4 * vocab_max),
+    ];
+    for (sampling, expected) in samplings {
+        let bytes = Arc::new(AtomicU64::new(0));
+        let counted = |exchange| Box::new(Gathered { exchange, bytes: Arc::clone(&bytes) }) as Box<dyn Exchange>;
+        let exchanges = links(TransportKind::Shm, 2).into_iter().map(counted).collect();
+        let mut group = Group::ranks(&store, ExpertSplit::Slice, exchanges);
+        let mut scheduler = Scheduler::new(capacity(&store), EngineSettings::default()).unwrap();
+        let request = Request {
+            prompt: vec![1, 2, 3],
+            max_tokens: 5,
+            sampling,
+            stop_tokens: Vec::new(),
+            prompt_logprobs: None,
+            constraint: None,
+        };
+        let tokens = run(&mut group, &mut scheduler, &[request], true)[0].tokens.len() as u64;
+        // The group's threads are through with all steps, of which a pipelined one may have been too many.
+        drop(group);
+        let each = bytes.load(Ordering::Relaxed) / 2;
+        assert!((tokens * expected..=(tokens + 1) * expected).contains(&each), "{each} bytes for {tokens} tokens");
     }
 }
