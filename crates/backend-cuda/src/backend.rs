@@ -6,6 +6,7 @@ use tandem_backend::{BackendError, Batch, Rope};
 use tracing::info;
 
 use crate::device::{Device, DeviceError};
+use crate::exchange::Joined;
 use crate::graph::Graphs;
 use crate::kernels::Kernels;
 use crate::masks::Masks;
@@ -44,6 +45,8 @@ pub(crate) struct State {
     pub(crate) chosen: Option<PinnedMemory>,
     /// What it may choose from.
     pub(crate) masks: Masks,
+    /// What it shares with other ranks.
+    pub(crate) exchange: Option<Joined>,
 }
 
 /// Working memory by purpose; grows on first use, and never again once a model's largest step has been run.
@@ -97,6 +100,7 @@ impl CudaBackend {
             rope: None,
             chosen: None,
             masks: Masks::default(),
+            exchange: None,
         };
         Ok(Self { state: Mutex::new(state), kernels, device, eager: options.eager })
     }

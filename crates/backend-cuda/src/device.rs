@@ -1,5 +1,6 @@
 use std::ffi::c_int;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use cudarc::driver::sys::{self, CUdevice_attribute, CUstream};
 use cudarc::driver::{CudaContext, DriverError, result};
@@ -54,6 +55,8 @@ pub struct Device {
     multiprocessors: u32,
     shared_bytes_max: u32,
     integrated: bool,
+    /// Whether anything was enqueued since the stream was waited for.
+    busy: AtomicBool,
 }
 
 // SAFETY: a stream may be used from any thread on which its context is current; `bind` sees to that.
@@ -106,7 +109,8 @@ impl Device {
         let stream = result::stream::create_with_priority(result::stream::StreamKind::NonBlocking, least)
             .map_err(|error| driver(&doing("stream"), error))?;
         let (multiprocessors, shared_bytes_max) = (multiprocessors as u32, shared as u32);
-        Ok(Self { context, stream, name, arch, multiprocessors, shared_bytes_max, integrated })
+        let busy = AtomicBool::new(false);
+        Ok(Self { context, stream, name, arch, multiprocessors, shared_bytes_max, integrated, busy })
     }
 
     /// The GPU's name.
@@ -150,9 +154,20 @@ impl Device {
         self.stream
     }
 
+    /// Takes note that something is enqueued which [`Device::wait_if_busy`] has to wait for.
+    pub(crate) fn set_busy(&self) {
+        self.busy.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits for everything enqueued, unless that was waited for before.
+    pub(crate) fn wait_if_busy(&self) -> Result<(), BackendError> {
+        if self.busy.load(Ordering::Relaxed) { self.synchronize() } else { Ok(()) }
+    }
+
     /// Waits for everything enqueued.
     pub(crate) fn synchronize(&self) -> Result<(), BackendError> {
         self.bind()?;
+        self.busy.store(false, Ordering::Relaxed);
         // SAFETY: the stream is ours and alive.
         unsafe { result::stream::synchronize(self.stream) }.map_err(|error| failed("waiting for the device", error))
     }

@@ -526,7 +526,7 @@ struct DrawList {
 }
 
 /// Counters: of the router, and of 8 decoding rows' attention.
-const COUNTER_BYTES: usize = 4096;
+pub(crate) const COUNTER_BYTES: usize = 4096;
 
 fn address(vector: Option<&CudaVector>) -> u64 {
     vector.map_or(0, |vector| vector.memory.at(0))

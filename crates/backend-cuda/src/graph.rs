@@ -86,6 +86,7 @@ impl Graphs {
 
     fn launch(&self, graph: CUgraphExec) -> Result<(), BackendError> {
         self.device.bind()?;
+        self.device.set_busy();
         // SAFETY: instantiated by `record` and not destroyed; all memory it names is alive.
         unsafe { result::graph::launch(graph, self.device.stream()) }
             .map_err(|error| failed("launching a recorded step", error))

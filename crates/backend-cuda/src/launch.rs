@@ -108,6 +108,7 @@ impl Device {
         dependent: bool,
     ) -> Result<(), BackendError> {
         self.bind()?;
+        self.set_busy();
         let mut attribute = CUlaunchAttribute {
             id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],

@@ -9,6 +9,7 @@ mod bandwidth;
 mod buffer;
 mod compile;
 mod device;
+mod exchange;
 mod experts;
 mod few;
 mod graph;

@@ -4,13 +4,14 @@ use std::ffi::c_void;
 
 use cudarc::driver::result;
 use tandem_backend::{
-    AttentionContext, Backend, BackendError, Batch, DenseFormat, Draw, ExpertsShape, ExpertsSource, KvShape, Rope,
-    RowSource, StepLimits,
+    AttentionContext, Backend, BackendError, Batch, DenseFormat, Draw, ExchangeMemory, ExpertsShape, ExpertsSource,
+    KvShape, Rope, RowSource, StepLimits,
 };
 
 use crate::backend::CudaBackend;
 use crate::buffer::{CudaBuffer, CudaRouting, CudaVector};
 use crate::device::failed;
+use crate::exchange::Joined;
 use crate::experts::{CudaExperts, Loader};
 use crate::few::{DRAWS_MAX, GATHER_MAX, Linear, RowList, THREADS, check_rows};
 use crate::graph::{Graphs, RECORDED_ROWS_MAX};
@@ -76,6 +77,27 @@ impl Backend for CudaBackend {
     fn upload(&self, buffer: &mut CudaBuffer, first: usize, values: &[f32]) -> Result<(), BackendError> {
         check_part(buffer, first, values.len())?;
         self.device.upload(buffer.row(first), values)
+    }
+
+    fn join(&self, memory: Option<&ExchangeMemory>) -> Result<bool, BackendError> {
+        let mut state = self.state();
+        // Recorded steps know the old memory.
+        state.scratch.moved = true;
+        state.exchange = None;
+        state.exchange = memory.map(|memory| Joined::new(&self.device, memory)).transpose()?;
+        Ok(state.exchange.is_some())
+    }
+
+    fn number_exchanges(&self, first: u64) -> Result<(), BackendError> {
+        self.device.wait_if_busy()?;
+        if let Some(joined) = &mut self.state().exchange {
+            joined.number(first);
+        }
+        Ok(())
+    }
+
+    fn exchange_add(&self, part: &CudaBuffer, n: usize, into: &mut CudaBuffer) -> Result<(), BackendError> {
+        self.exchange_rows(part, n, into)
     }
 
     fn reserve(&self, limits: StepLimits) -> Result<(), BackendError> {

@@ -74,9 +74,10 @@ impl StepRows {
         self.shape.holds(&shape_of(batch))
     }
 
-    /// Brings a batch to the device. The step before must have been waited for: the changes on their way lie in one place.
+    /// Brings a batch to the device. Waits for the step before, if nobody has: changes on their way lie in one place.
     pub(crate) fn set(&mut self, kernels: &Kernels, batch: &Batch<'_>) -> Result<(), BackendError> {
         check(batch)?;
+        self.device.wait_if_busy()?;
         self.single = batch.sequences.iter().all(|sequence| sequence.rows.len() == 1);
         self.count = batch.sequences.len();
         let StepShape { rows, sequences, blocks } = self.shape;

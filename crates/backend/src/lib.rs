@@ -9,11 +9,13 @@ mod batch;
 pub mod conformance;
 pub mod cpu;
 mod error;
+mod exchange;
 mod formats;
 mod source;
 
 pub use batch::{Batch, Sequence};
 pub use error::BackendError;
+pub use exchange::{ExchangeMemory, PeerMemory};
 pub use formats::{DenseFormat, KvFormat, Precision};
 pub use source::{ExpertsShape, ExpertsSource, RowSource};
 
@@ -143,6 +145,21 @@ pub trait Backend: Send {
         self.download(buffer, 0, &mut host)?;
         change(&mut host)?;
         Ok(self.upload(buffer, 0, &host)?)
+    }
+
+    // ---- exchanges with other ranks ----
+
+    /// Takes memory for exchanges into use, or lets go of what it had. `false`: this device leaves them to the host.
+    fn join(&self, _memory: Option<&ExchangeMemory>) -> Result<bool, BackendError> {
+        Ok(false)
+    }
+    /// The number of the first message of the step that begins now. The last step has been waited for.
+    fn number_exchanges(&self, _first: u64) -> Result<(), BackendError> {
+        Err(BackendError::Unsupported("this device leaves exchanges to the host".into()))
+    }
+    /// `into += Σ part`, over all ranks in their order, for the first `n` rows: one message of the step.
+    fn exchange_add(&self, _part: &Self::Buffer, _n: usize, _into: &mut Self::Buffer) -> Result<(), BackendError> {
+        Err(BackendError::Unsupported("this device leaves exchanges to the host".into()))
     }
 
     // ---- steps ----

@@ -100,6 +100,67 @@ impl Link {
         self.next_seq
     }
 
+    /// The number of the first message that a device may stage by itself. Waits until every peer has taken what lies in that
+    /// message's slot, as of an exchange of several messages it may not have yet.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Link::all_reduce`].
+    pub fn number_for_device(&mut self) -> Result<u64, LinkError> {
+        let before = Awaited::Credit(self.next_seq.saturating_sub(2));
+        self.collective(|link| peers(link.rank, link.world).try_for_each(|peer| link.wait(peer, before)))?;
+        Ok(self.next_seq)
+    }
+
+    /// Stands for `messages` all-reduces of `bytes` each, at most [`Region::single_stripe_bytes`], which a device carries out
+    /// by itself, numbered from [`Link::number_for_device`] on. With shared memory nothing is left to do; otherwise this sends
+    /// what the device announces, and returns when all is sent and everybody's last message is here.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Link::all_reduce`].
+    pub fn relay(&mut self, messages: u64, bytes: usize) -> Result<(), LinkError> {
+        if bytes > self.region.single_stripe_bytes() || self.next_seq + messages > SEQ_MAX {
+            return Err(LinkError::Shape(format!("{messages} messages of {bytes} bytes from {}", self.next_seq)));
+        }
+        self.collective(|link| link.relay_all(messages, bytes))
+    }
+
+    fn relay_all(&mut self, messages: u64, bytes: usize) -> Result<(), LinkError> {
+        let shared = peers(self.rank, self.world).all(|peer| self.region.peer_memory(peer).is_some());
+        for _ in 0..messages {
+            let flag = Flag::new(self.next_seq, Operation::Reduce, bytes);
+            if shared {
+                self.next_seq += 1;
+            } else {
+                self.await_device(flag)?;
+                self.publish(flag)?;
+            }
+        }
+        if !shared && messages > 0 {
+            self.receive(Flag::new(self.next_seq - 1, Operation::Reduce, bytes))?;
+        }
+        // Who sent the last of these had taken the one before it.
+        let taken = self.next_seq.saturating_sub(2);
+        peers(self.rank, self.world).for_each(|peer| self.taken[peer] = self.taken[peer].max(taken));
+        Ok(())
+    }
+
+    /// Waits until the device has staged this message.
+    fn await_device(&mut self, flag: Flag) -> Result<(), LinkError> {
+        let watch = self.watch();
+        loop {
+            for _ in 0..LOOKS {
+                self.transport.poll(&mut self.region)?;
+                if self.region.outgoing(flag.slot()).load(Ordering::Acquire) == flag.0 {
+                    return Ok(());
+                }
+                hint::spin_loop();
+            }
+            watch.check(self.rank, "message of this rank's device")?;
+        }
+    }
+
     fn collective(&mut self, run: impl FnOnce(&mut Self) -> Result<(), LinkError>) -> Result<(), LinkError> {
         if let Some(reason) = &self.dead {
             return Err(LinkError::Dead(reason.clone()));

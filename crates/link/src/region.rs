@@ -21,6 +21,8 @@ pub const LINE_BYTES: usize = 64;
 const NONCE_AT: usize = 0;
 const ABORT_AT: usize = LINE_BYTES;
 const SLEEPING_AT: usize = 2 * LINE_BYTES;
+/// Line 3: what a device announces to whoever relays its messages, a word a slot.
+const OUTGOING_AT: usize = 3 * LINE_BYTES;
 /// A lane for each rank, written by that rank: a flag line a slot, a credit, a state.
 const LANES_AT: usize = 4 * LINE_BYTES;
 const CREDIT_IN_LANE: usize = SLOTS * LINE_BYTES;
@@ -105,9 +107,10 @@ impl State {
 ///
 /// A backend whose device sees host memory registers [`Region::mappings`] and does its part in kernels:
 ///
-/// * Message numbers count from [`crate::Link::next_seq`]; message `seq` goes through slot `seq & 1`.
+/// * Message numbers count from [`crate::Link::number_for_device`]; message `seq` goes through slot `seq & 1`.
 /// * To send: stage at [`Region::staged`], fence, then write the word [`Region::announcement`] gives where the peer sees it:
-///   with shared memory [`Region::flag_at_peer`] (stripe 0). Other transports send what is staged.
+///   with shared memory [`Region::flag_at_peer`] (stripe 0); otherwise at [`Region::outgoing`], where
+///   [`crate::Link::relay`] finds it and sends what is staged.
 /// * To receive: wait until each of the [`Region::stripes`] words at [`Region::flag`] *equals* the announcement (it
 ///   may be seen half-written: never compare by order), fence, read at [`Region::received`].
 /// * Watch [`Region::abort_word`] while waiting, and never wait without a bound.
@@ -181,6 +184,16 @@ impl Region {
     /// With shared memory, the word by which this rank, `rank`, tells a peer of its message.
     pub fn flag_at_peer(&self, rank: usize, peer: usize, slot: usize) -> Option<&AtomicU64> {
         Some(word64(self.theirs[peer].as_ref()?, self.layout.flag(rank, slot, 0)))
+    }
+
+    /// Without shared memory, the word by which a device tells this process of a message that is staged.
+    pub fn outgoing(&self, slot: usize) -> &AtomicU64 {
+        word64(&self.own, OUTGOING_AT + slot * 8)
+    }
+
+    /// Longest message that comes in one stripe.
+    pub fn single_stripe_bytes(&self) -> usize {
+        if self.stripes > 1 { self.stripe_above.min(self.slot_bytes()) } else { self.slot_bytes() }
     }
 
     /// The number of the last message that a peer has taken, as far as it said so.

@@ -8,7 +8,7 @@ mod unembed;
 use tandem_backend::{Backend, BackendError, Batch, DenseFormat, Draw, KvFormat, Rope, StepLimits};
 use tandem_step::{Capacity, Pool};
 
-use self::layer::{Layer, Pools, Scratch};
+use self::layer::{Layer, Pools, Ranks, Scratch};
 use self::load::Loader;
 use self::unembed::Unembedding;
 use crate::layout::TensorId;
@@ -71,6 +71,8 @@ pub struct Model<B: Backend> {
     capacity: Capacity,
     shards: Vec<ShardPlan>,
     exchange: Option<Box<dyn Exchange>>,
+    /// Longest message that the device exchanges by itself, bytes; 0 where it leaves them to the host.
+    device_message_bytes: usize,
     rope: Rope,
     embedding: B::Matrix,
     layers: Vec<Layer<B>>,
@@ -134,6 +136,7 @@ impl<B: Backend> Model<B> {
             capacity,
             shards: plans,
             exchange: None,
+            device_message_bytes: 0,
             rope,
             embedding,
             layers,
@@ -151,7 +154,12 @@ impl<B: Backend> Model<B> {
             let what = format!("an exchange of rank {} of {} for {:?}", theirs.0, theirs.1, self.shards);
             return Err(ExchangeError::new(what).into());
         }
-        Ok(Self { exchange: Some(exchange), ..self })
+        // The device lets go of the earlier one's memory first.
+        self.backend.join(None)?;
+        let memory = exchange.memory();
+        let joined = self.backend.join(memory.as_ref())?;
+        let device_message_bytes = memory.filter(|_| joined).map_or(0, |memory| memory.message_bytes);
+        Ok(Self { exchange: Some(exchange), device_message_bytes, ..self })
     }
 
     /// The model's configuration.
@@ -183,16 +191,31 @@ impl<B: Backend> Model<B> {
         self.check_connected()?;
         let Self { backend, scratch, config, embedding, layers, rope, pools, exchange, .. } = self;
         backend.begin(batch)?;
-        // What was recorded would be repeated without the others.
-        let repeats = exchange.is_none();
-        let mut run = || {
+        let bytes = batch.tokens.len() * config.hidden * size_of::<f32>();
+        let mut ranks = match exchange.as_deref_mut() {
+            None => Ranks::Alone,
+            Some(exchange) if bytes <= self.device_message_bytes => {
+                backend.number_exchanges(exchange.number_for_device()?)?;
+                Ranks::OnDevice
+            }
+            Some(exchange) => Ranks::OnHost(exchange),
+        };
+        // What was recorded would be repeated without the host's part in it.
+        let repeats = !matches!(ranks, Ranks::OnHost(_));
+        let on_device = matches!(ranks, Ranks::OnDevice);
+        let mut run = || -> Result<(), ModelError> {
             backend.embed(embedding, batch, &mut scratch.residual)?;
             for layer in &*layers {
-                layer.forward(backend, config, rope, batch, pools, exchange.as_deref_mut(), scratch)?;
+                layer.forward(backend, config, rope, batch, pools, ranks.reborrow(), scratch)?;
             }
             Ok(())
         };
-        if repeats { backend.repeat(batch, &mut run) } else { run() }
+        if repeats { backend.repeat(batch, &mut run) } else { run() }?;
+        if let Some(exchange) = exchange.as_deref_mut().filter(|_| on_device) {
+            // After attention and after the experts.
+            exchange.relay(2 * layers.len() as u64, bytes)?;
+        }
+        Ok(())
     }
 
     /// Logits of the given rows of the last [`Model::forward`], handed to `each` one row at a time with its index in

@@ -82,13 +82,13 @@ impl<B: Backend> Layer<B> {
         rope: &Rope,
         batch: &Batch<'_>,
         pools: &mut [Pools<B>],
-        exchange: Option<&mut (dyn Exchange + 'static)>,
+        ranks: Ranks<'_>,
         s: &mut Scratch<B>,
     ) -> Result<(), ModelError> {
         let pass = Pass { backend, config, rope, batch };
-        match (&self.parts[..], &mut *pools, exchange) {
-            ([part], [pools], None) => self.undivided(&pass, part, pools, s),
-            (_, pools, exchange) => self.divided(&pass, pools, exchange, s),
+        match (&self.parts[..], &mut *pools, ranks) {
+            ([part], [pools], Ranks::Alone) => self.undivided(&pass, part, pools, s),
+            (_, pools, ranks) => self.divided(&pass, pools, ranks, s),
         }
     }
 
@@ -113,7 +113,7 @@ impl<B: Backend> Layer<B> {
         &self,
         pass: &Pass<'_, B>,
         pools: &mut [Pools<B>],
-        mut exchange: Option<&mut (dyn Exchange + 'static)>,
+        mut ranks: Ranks<'_>,
         s: &mut Scratch<B>,
     ) -> Result<(), ModelError> {
         let (backend, n) = (pass.backend, pass.batch.tokens.len());
@@ -123,14 +123,14 @@ impl<B: Backend> Layer<B> {
             backend.linear(&s.attended, n, &part.out, Some(&part.out_bias), out)?;
             s.add_partial(backend, n, index)?;
         }
-        s.add_update(pass, exchange.as_deref_mut())?;
+        s.add_update(pass, ranks.reborrow())?;
         self.route(pass, s)?;
         for (index, part) in self.parts.iter().enumerate() {
             let out = if index == 0 { &mut s.update } else { &mut s.partial };
             backend.moe(&s.normed, n, &s.routing, &part.experts, out)?;
             s.add_partial(backend, n, index)?;
         }
-        s.add_update(pass, exchange)
+        s.add_update(pass, ranks)
     }
 
     /// Attention of a part's heads, up to the output projection.
@@ -161,6 +161,26 @@ impl<B: Backend> Layer<B> {
     }
 }
 
+/// How partial sums of several ranks come together.
+pub(super) enum Ranks<'a> {
+    /// There is one.
+    Alone,
+    /// The device adds them up.
+    OnDevice,
+    /// By way of the host.
+    OnHost(&'a mut (dyn Exchange + 'static)),
+}
+
+impl Ranks<'_> {
+    pub(super) fn reborrow(&mut self) -> Ranks<'_> {
+        match self {
+            Ranks::Alone => Ranks::Alone,
+            Ranks::OnDevice => Ranks::OnDevice,
+            Ranks::OnHost(exchange) => Ranks::OnHost(&mut **exchange),
+        }
+    }
+}
+
 /// What all layers of a pass share.
 struct Pass<'a, B: Backend> {
     backend: &'a B,
@@ -176,16 +196,16 @@ impl<B: Backend> Scratch<B> {
     }
 
     /// `residual += update`, summed over all ranks.
-    fn add_update(
-        &mut self,
-        pass: &Pass<'_, B>,
-        exchange: Option<&mut (dyn Exchange + 'static)>,
-    ) -> Result<(), ModelError> {
-        let n = pass.batch.tokens.len();
-        if let Some(exchange) = exchange {
-            let values = n * pass.config.hidden;
-            pass.backend.on_host::<ModelError>(&mut self.update, values, &mut |host| Ok(exchange.all_reduce(host)?))?;
+    fn add_update(&mut self, pass: &Pass<'_, B>, ranks: Ranks<'_>) -> Result<(), ModelError> {
+        let (backend, n) = (pass.backend, pass.batch.tokens.len());
+        match ranks {
+            Ranks::Alone => {}
+            Ranks::OnDevice => return Ok(backend.exchange_add(&self.update, n, &mut self.residual)?),
+            Ranks::OnHost(exchange) => {
+                let values = n * pass.config.hidden;
+                backend.on_host::<ModelError>(&mut self.update, values, &mut |host| Ok(exchange.all_reduce(host)?))?;
+            }
         }
-        Ok(pass.backend.add(&mut self.residual, n, &self.update)?)
+        Ok(backend.add(&mut self.residual, n, &self.update)?)
     }
 }

@@ -1,6 +1,7 @@
 use std::error::Error;
 
-use tandem_link::Link;
+use tandem_backend::{ExchangeMemory, PeerMemory};
+use tandem_link::{Link, Region, SLOTS};
 
 /// How a rank shares values with the others, which all make the same calls in the same order.
 pub trait Exchange: Send {
@@ -15,6 +16,21 @@ pub trait Exchange: Send {
 
     /// Fills `all` with every rank's `mine`, in rank order. All are equally long, and `all` is as long as they together.
     fn all_gather(&mut self, mine: &[u8], all: &mut [u8]) -> Result<(), ExchangeError>;
+
+    /// The memory that a device can exchange sums through by itself, if there is any.
+    fn memory(&self) -> Option<ExchangeMemory> {
+        None
+    }
+
+    /// The number of the first message that a device may exchange now.
+    fn number_for_device(&mut self) -> Result<u64, ExchangeError> {
+        Err(ExchangeError::new("this exchange has no memory for devices"))
+    }
+
+    /// Stands for so many sums that a device exchanges by itself, each in a message of so many bytes.
+    fn relay(&mut self, _messages: u64, _bytes: usize) -> Result<(), ExchangeError> {
+        Err(ExchangeError::new("this exchange has no memory for devices"))
+    }
 }
 
 /// Another rank did not answer in time, or sent what it should not have.
@@ -45,4 +61,45 @@ impl Exchange for Link {
     fn all_gather(&mut self, mine: &[u8], all: &mut [u8]) -> Result<(), ExchangeError> {
         Link::all_gather(self, mine, all).map_err(ExchangeError::new)
     }
+
+    fn memory(&self) -> Option<ExchangeMemory> {
+        let region = self.region();
+        let peer = |peer: usize| {
+            if peer == Link::rank(self) {
+                return PeerMemory::default();
+            }
+            PeerMemory {
+                received: by_slot(|slot| region.received(peer, slot) as usize),
+                flag: by_slot(|slot| region.flag(peer, slot, 0).as_ptr() as usize),
+                tell: by_slot(|slot| {
+                    let direct = region.flag_at_peer(Link::rank(self), peer, slot);
+                    direct.unwrap_or_else(|| region.outgoing(slot)).as_ptr() as usize
+                }),
+            }
+        };
+        Some(ExchangeMemory {
+            rank: Link::rank(self),
+            world: Link::world(self),
+            message_bytes: region.single_stripe_bytes(),
+            mappings: region.mappings().into_iter().map(|(start, bytes)| (start as usize, bytes)).collect(),
+            staged: by_slot(|slot| region.staged(slot) as usize),
+            abort: region.abort_word().as_ptr() as usize,
+            announcement_step: Region::announcement(1, 0),
+            peers: (0..Link::world(self)).map(peer).collect(),
+        })
+    }
+
+    fn number_for_device(&mut self) -> Result<u64, ExchangeError> {
+        Link::number_for_device(self).map_err(ExchangeError::new)
+    }
+
+    fn relay(&mut self, messages: u64, bytes: usize) -> Result<(), ExchangeError> {
+        Link::relay(self, messages, bytes).map_err(ExchangeError::new)
+    }
+}
+
+fn by_slot(address: impl FnMut(usize) -> usize) -> [usize; SLOTS] {
+    let mut slots = [0, 1];
+    slots.iter_mut().zip((0..SLOTS).map(address)).for_each(|(slot, address)| *slot = address);
+    slots
 }
