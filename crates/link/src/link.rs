@@ -95,11 +95,6 @@ impl Link {
         &self.region
     }
 
-    /// The number that the next message will have.
-    pub fn next_seq(&self) -> u64 {
-        self.next_seq
-    }
-
     /// The number of the first message that a device may stage by itself. Waits until every peer has taken what lies in that
     /// message's slot, as of an exchange of several messages it may not have yet.
     ///

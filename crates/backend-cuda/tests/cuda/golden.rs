@@ -75,7 +75,7 @@ impl Gpu {
     }
 }
 
-fn checkpoint(spec: &CheckpointSpec) -> tempfile::TempDir {
+pub(crate) fn checkpoint(spec: &CheckpointSpec) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     tandem_testkit::write_hub(folder.path(), spec).unwrap();
     folder

@@ -1,6 +1,7 @@
 //! The CUDA backend on a real GPU. Where there is none, each test says so and what it would have done.
 
 mod conformance;
+mod exchange;
 mod golden;
 
 use tandem_backend_cuda::{CudaBackend, CudaOptions, device_count};
@@ -9,11 +10,20 @@ use tandem_backend_cuda::{CudaBackend, CudaOptions, device_count};
 ///
 /// `TANDEM_TEST_GPU=1` makes a missing GPU a failure: on a machine that has one nothing may be skipped.
 fn backend(what: &str, eager: bool) -> Option<CudaBackend> {
+    backend_on(what, 0, eager)
+}
+
+/// GPUs of this machine.
+fn gpus() -> usize {
+    device_count().unwrap_or(0)
+}
+
+fn backend_on(what: &str, ordinal: usize, eager: bool) -> Option<CudaBackend> {
     let required = std::env::var_os("TANDEM_TEST_GPU").is_some();
     match device_count() {
         Ok(count) if count > 0 => {
             let cache = Some(std::env::temp_dir().join("tandem-test-kernels"));
-            Some(CudaBackend::new(CudaOptions { ordinal: 0, cache, eager }).unwrap())
+            Some(CudaBackend::new(CudaOptions { ordinal, cache, eager }).unwrap())
         }
         found => {
             let why = found.map_or_else(|error| error.to_string(), |_| "the driver finds no GPU".into());
