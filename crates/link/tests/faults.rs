@@ -90,6 +90,7 @@ fn ends(links: Vec<Link>, seed: u64, settings: &Settings) -> Vec<Result<(), Link
         let (sender, rank) = (sender.clone(), link.rank());
         thread::spawn(move || sender.send((rank, run(link, seed, slot))));
     }
+    drop(sender);
     let mut ends: Vec<Option<Result<(), LinkError>>> = (0..world).map(|_| None).collect();
     for _ in 0..world {
         let (rank, end) =
