@@ -4,6 +4,7 @@
 pub mod failure;
 pub mod machines;
 pub mod process;
+pub mod proxy;
 
 use std::thread;
 use std::time::Duration;
