@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::thread;
 use std::time::Duration;
 
+use support::machines::Machines;
 use support::proxy::{self, Mischief};
 use support::{Make, failure, process, settings};
 use tandem_link::{Endpoint, Link, LinkError, Settings};
@@ -156,6 +157,13 @@ fn over_a_proxy(at: usize, mischief: Mischief) -> [Result<(), LinkError>; 2] {
         let second = scope.spawn(|| run(second, 1, &detour));
         [first, second].map(|rank| rank.join().expect("no wrong bits"))
     })
+}
+
+#[test]
+fn two_machines() {
+    if let Some(machines) = Machines::from_environment() {
+        machines.exchange(|settings| Endpoint::tcp(settings, machines.address));
+    }
 }
 
 #[test]
