@@ -1,6 +1,7 @@
 //! The `tandem` program.
 
 mod bench;
+mod bench_link;
 mod chat;
 mod demo;
 mod inspect;
@@ -37,10 +38,12 @@ fn main() -> ExitCode {
     let done = match &cli.action {
         Action::Serve(args) => serve::run(args),
         Action::Chat(args) => chat::run(args),
+        Action::Bench(args) if args.link => bench_link::run(args),
         Action::Bench(args) => bench::run(args),
         Action::Inspect(args) => inspect::run(args),
         Action::Top(args) => top::run(args),
         Action::Key(args) => key::run(args),
+        Action::LinkPeer(args) => bench_link::run_peer(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

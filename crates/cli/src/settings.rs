@@ -45,6 +45,9 @@ pub enum Action {
     Top(TopArgs),
     /// Make, list and remove the API keys of a server.
     Key(KeyArgs),
+    /// The second rank of `bench --link`.
+    #[command(hide = true)]
+    LinkPeer(LinkPeerArgs),
 }
 
 /// Which model, and how it is run: shared by everything that loads one.
@@ -259,9 +262,35 @@ pub struct BenchArgs {
     /// Also run under a JSON schema, in turns with the others, to see what constrained output costs.
     #[arg(long, env = "TANDEM_CONSTRAINED")]
     pub constrained: bool,
+    /// Measure the exchange between two ranks on this machine instead of a model.
+    #[arg(long, conflicts_with_all = ["ModelArgs", "prompt_tokens", "output_tokens", "streams", "runs", "warm_up", "constrained"])]
+    pub link: bool,
+    /// How the ranks exchange (default: each way that works here).
+    #[arg(long, value_enum, requires = "link")]
+    pub transport: Option<LinkTransport>,
     /// Print JSON instead of a table.
     #[arg(long, env = "TANDEM_JSON")]
     pub json: bool,
+}
+
+/// How ranks exchange activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LinkTransport {
+    /// The nearest that works; what it took and why is told.
+    Auto,
+    /// Shared memory.
+    Shm,
+    /// TCP.
+    Tcp,
+    /// RDMA writes over RoCE v2.
+    Rdma,
+}
+
+/// `tandem link-peer`, which `tandem bench --link` starts.
+#[derive(Clone, Debug, Args)]
+pub struct LinkPeerArgs {
+    /// The transport.
+    pub transport: String,
 }
 
 /// `tandem inspect`.

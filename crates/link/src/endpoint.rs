@@ -82,6 +82,8 @@ impl FromStr for TransportKind {
 pub struct Endpoint {
     settings: Settings,
     side: Side,
+    #[cfg(any(test, feature = "faults"))]
+    faults: Option<crate::Faults>,
 }
 
 enum Side {
@@ -112,21 +114,36 @@ impl Endpoint {
     /// An endpoint for processes of one user on one host.
     pub fn shm(settings: &Settings) -> Result<Self, LinkError> {
         let layout = Layout::new(settings.slot_bytes)?;
-        Ok(Self { settings: settings.clone(), side: Side::Shm(ShmEndpoint::new(layout)?) })
+        Ok(Self::new(settings, Side::Shm(ShmEndpoint::new(layout)?)))
     }
 
     /// An endpoint that listens on a free port of `address`, an address of this machine that the peers reach.
     pub fn tcp(settings: &Settings, address: IpAddr) -> Result<Self, LinkError> {
         let layout = Layout::new(settings.slot_bytes)?;
         let endpoint = TcpEndpoint::new(layout, settings.epoch, address)?;
-        Ok(Self { settings: settings.clone(), side: Side::Tcp(endpoint) })
+        Ok(Self::new(settings, Side::Tcp(endpoint)))
     }
 
     /// An endpoint on RDMA devices of this machine.
     pub fn rdma(settings: &Settings, choice: &RdmaChoice) -> Result<Self, LinkError> {
         let layout = Layout::new(settings.slot_bytes)?;
         let endpoint = RdmaEndpoint::new(layout, settings.epoch, choice)?;
-        Ok(Self { settings: settings.clone(), side: Side::Rdma(endpoint) })
+        Ok(Self::new(settings, Side::Rdma(endpoint)))
+    }
+
+    fn new(settings: &Settings, side: Side) -> Self {
+        Self {
+            settings: settings.clone(),
+            side,
+            #[cfg(any(test, feature = "faults"))]
+            faults: None,
+        }
+    }
+
+    /// Makes the link have faults on what it sends.
+    #[cfg(any(test, feature = "faults"))]
+    pub fn with_faults(self, faults: crate::Faults) -> Self {
+        Self { faults: Some(faults), ..self }
     }
 
     /// What all ranks need to know of this one. It holds a secret: whoever has it can take part.
@@ -161,6 +178,8 @@ impl Endpoint {
             Side::Tcp(endpoint) => endpoint.connect(&group, &offers.of(Way::tcp)?)?,
             Side::Rdma(endpoint) => endpoint.connect(&group, &offers.of(Way::rdma)?)?,
         };
+        #[cfg(any(test, feature = "faults"))]
+        let transport = crate::faults::wrap(transport, self.faults);
         Ok(Link::new(rank, world, transport, region, self.settings.deadline, self.settings.spin))
     }
 

@@ -26,6 +26,8 @@
 
 mod endpoint;
 mod error;
+#[cfg(any(test, feature = "faults"))]
+mod faults;
 mod fence;
 mod flag;
 mod futex;
@@ -39,6 +41,8 @@ mod transport;
 
 pub use endpoint::{Endpoint, Settings, TransportKind};
 pub use error::LinkError;
+#[cfg(any(test, feature = "faults"))]
+pub use faults::{Fault, Faults};
 pub use link::{Abort, Link};
 pub use rdma::RdmaChoice;
 pub use region::{LINE_BYTES, Region, SLOTS, STRIPES_MAX, WORLD_MAX};

@@ -7,8 +7,10 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::thread;
 use std::time::Duration;
 
+use support::machines::Machines;
+use support::proxy::{self, Mischief};
 use support::{Make, failure, process, settings};
-use tandem_link::{Endpoint, Link, LinkError};
+use tandem_link::{Endpoint, Link, LinkError, Settings};
 
 const TCP: Make = |settings| Endpoint::tcp(settings, Ipv4Addr::LOCALHOST.into());
 
@@ -106,6 +108,62 @@ fn a_wrong_secret_is_refused() {
         let first = first.join().expect("a rank").expect_err("nobody came");
         assert!(matches!(first, LinkError::NotConnected { peer: 1, .. }), "{first}");
     });
+}
+
+/// A connection that garbles, loses, holds back or ends at any byte: both ranks have the right bits or an error, soon.
+#[test]
+fn a_bad_connection_gives_errors_and_no_wrong_bits() {
+    // Within the greeting, a header, a payload, and later messages.
+    let places = [0, 20, 47, 48, 50, 60, 70, 79, 80, 81, 200, 335, 336, 340, 1000, 3000, 5000];
+    let kinds = [Mischief::Garble, Mischief::Cut, Mischief::Hold, Mischief::Lose(1), Mischief::Lose(40)];
+    for at in places {
+        for mischief in kinds {
+            let ends = over_a_proxy(at, mischief);
+            let all_right = ends.iter().all(|end| matches!(end, Ok(())));
+            assert!(!all_right, "{mischief:?} at {at} was noticed by nobody");
+        }
+    }
+}
+
+/// A slow connection that cuts everything into single bytes is only slow.
+#[test]
+fn a_crumbling_connection_changes_nothing() {
+    let ends = over_a_proxy(0, Mischief::Crumble);
+    assert!(ends.iter().all(|end| matches!(end, Ok(()))), "{ends:?}");
+}
+
+/// How two ranks end whose connection goes through a proxy. All that they got before the end was right.
+fn over_a_proxy(at: usize, mischief: Mischief) -> [Result<(), LinkError>; 2] {
+    let patience = Duration::from_millis(if matches!(mischief, Mischief::Crumble) { 20_000 } else { 100 });
+    let settings = Settings { deadline: patience, ..settings(256) };
+    let endpoints = [TCP(&settings), TCP(&settings)].map(|endpoint| endpoint.expect("an endpoint"));
+    let offers = endpoints.each_ref().map(Endpoint::offer);
+    let mut detour: serde_json::Value = serde_json::from_slice(&offers[0]).expect("JSON");
+    detour["tcp"]["address"] = proxy::between(address(&offers[0]), at, mischief).to_string().into();
+    let detour = [detour.to_string().into_bytes(), offers[1].clone()];
+    let [first, second] = endpoints;
+    let run = |endpoint: Endpoint, rank: usize, offers: &[Vec<u8>]| {
+        let mut link = endpoint.connect(rank, 2, offers, patience.min(Duration::from_millis(500)))?;
+        for salt in 0..10 {
+            let count = if salt % 2 == 0 { 64 } else { 150 };
+            let mut values = support::values(rank, count, salt);
+            link.all_reduce(&mut values)?;
+            assert!(values == support::plain_sum(2, count, salt), "{mischief:?} at {at}: wrong bits on rank {rank}");
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let first = scope.spawn(|| run(first, 0, &offers));
+        let second = scope.spawn(|| run(second, 1, &detour));
+        [first, second].map(|rank| rank.join().expect("no wrong bits"))
+    })
+}
+
+#[test]
+fn two_machines() {
+    if let Some(machines) = Machines::from_environment() {
+        machines.exchange(|settings| Endpoint::tcp(settings, machines.address));
+    }
 }
 
 #[test]

@@ -155,6 +155,8 @@ impl Adapter {
         let mut flag = self.request(peer, &mut word_piece, word_at, verbs::SIGNALED | verbs::INLINE);
         flag.id = Id { peer, requests: 2, slot: Some(slot) }.encode();
         let mut payload = self.request(peer, &mut piece, part.to, 0);
+        // Heard of only if it fails: then it is what tells why.
+        payload.id = Id { peer, requests: 0, slot: None }.encode();
         payload.next = &raw mut flag;
         self.reading[slot] += 1;
         self.post(peer, &mut payload, 2)

@@ -7,12 +7,14 @@ use std::net::{IpAddr, Shutdown, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tandem_link::{Endpoint, Link};
+use tandem_link::{Endpoint, Link, LinkError, Settings};
 
-use super::PATIENCE;
+use super::{PATIENCE, gather_and_compare, reduce_and_compare, settings};
 
 /// Where offers are swapped.
 const PORT: u16 = 47_100;
+/// The other machine may still be starting.
+const STARTING: Duration = Duration::from_secs(120);
 
 pub struct Machines {
     pub rank: usize,
@@ -30,6 +32,17 @@ impl Machines {
         };
         let address = |name| variable(name).and_then(|text| text.parse().ok()).expect("an address");
         Some(Self { rank: rank.parse().expect("a rank"), address: address("ADDRESS"), peer: address("PEER") })
+    }
+
+    /// Exchanges of one message and of many, compared to the bit.
+    pub fn exchange(&self, make: impl FnOnce(&Settings) -> Result<Endpoint, LinkError>) {
+        let mut link = self.connect(make(&settings(64 << 10)).expect("an endpoint"));
+        println!("{link:?}");
+        for salt in 0..20 {
+            reduce_and_compare(&mut link, 2880, salt);
+            gather_and_compare(&mut link, 1000, salt);
+        }
+        reduce_and_compare(&mut link, 100_000, 99);
     }
 
     pub fn connect(&self, endpoint: Endpoint) -> Link {
@@ -51,13 +64,12 @@ impl Machines {
         theirs
     }
 
-    /// The other machine starts at its own pace.
     fn dial(&self) -> TcpStream {
         let started = Instant::now();
         loop {
             match TcpStream::connect_timeout(&(self.peer, PORT).into(), PATIENCE) {
                 Ok(stream) => return stream,
-                Err(error) => assert!(started.elapsed() < PATIENCE, "{error}"),
+                Err(error) => assert!(started.elapsed() < STARTING, "{error}"),
             }
             thread::sleep(Duration::from_millis(50));
         }

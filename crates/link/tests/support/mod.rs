@@ -4,6 +4,7 @@
 pub mod failure;
 pub mod machines;
 pub mod process;
+pub mod proxy;
 
 use std::thread;
 use std::time::Duration;
@@ -24,7 +25,12 @@ pub fn settings(slot_bytes: usize) -> Settings {
 
 /// A connected group within this process.
 pub fn group(make: Make, world: usize, settings: &Settings) -> Vec<Link> {
-    let endpoints: Vec<Endpoint> = (0..world).map(|_| make(settings).expect("an endpoint")).collect();
+    connect((0..world).map(|_| make(settings).expect("an endpoint")).collect())
+}
+
+/// A group of these endpoints, each a rank.
+pub fn connect(endpoints: Vec<Endpoint>) -> Vec<Link> {
+    let world = endpoints.len();
     let offers: Vec<Vec<u8>> = endpoints.iter().map(Endpoint::offer).collect();
     let connect = |(rank, endpoint): (usize, Endpoint)| {
         let offers = offers.clone();
