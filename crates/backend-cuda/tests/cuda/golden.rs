@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tandem_backend::{Batch, DenseFormat, KvFormat, Sequence};
 use tandem_backend_cuda::CudaBackend;
-use tandem_model::{Checkpoint, Formats, Model, ShardPlan, WeightStore};
+use tandem_model::{Checkpoint, ExpertSplit, Formats, Model, WeightStore};
 use tandem_step::Capacity;
 use tandem_testkit::{CheckpointSpec, GoldenPrompt, golden};
 
@@ -25,6 +25,11 @@ struct Gpu {
 
 impl Gpu {
     fn open(what: &str, folder: &Path, dense: DenseFormat, eager: bool) -> Option<Self> {
+        Self::divided(what, folder, dense, eager, 1)
+    }
+
+    /// With the shards of so many ranks as parts, experts sliced.
+    fn divided(what: &str, folder: &Path, dense: DenseFormat, eager: bool, world: usize) -> Option<Self> {
         let store = Checkpoint::open(folder).unwrap();
         let blocks = CONTEXT / BLOCK_TOKENS;
         let capacity = Capacity {
@@ -37,14 +42,9 @@ impl Gpu {
             max_step_tokens: CONTEXT,
             vocab: store.config().vocab as u32,
         };
-        let model = Model::load(
-            backend(what, eager)?,
-            &store,
-            Formats { dense, kv: KvFormat::Bf16 },
-            capacity,
-            ShardPlan::UNDIVIDED,
-        )
-        .unwrap();
+        let formats = Formats { dense, kv: KvFormat::Bf16 };
+        let backend = backend(what, eager)?;
+        let model = Model::load_all(backend, &store, formats, capacity, world, ExpertSplit::Slice).unwrap();
         // 7 is prime to the number of blocks: every sequence's blocks lie scattered.
         let all = STREAMS * blocks;
         let tables = (0..STREAMS).map(|s| (0..blocks).map(|b| (s * blocks + b) * 7 % all).collect()).collect();
@@ -138,9 +138,12 @@ fn goldens_are_matched_as_well_as_in_bfloat16() {
         let prompts = golden(name).unwrap();
         let bound = bf16_error(&prompts);
         // Whole, in chunks, and token by token: the last goes through the decode kernels and recorded steps.
-        for (how, chunk) in [("whole", 512), ("chunks of 50", 50), ("one by one", 1)] {
-            let what = format!("golden {name}, BF16, {how}");
-            let Some(mut gpu) = Gpu::open(&what, folder.path(), DenseFormat::Bf16, false) else { return };
+        // Two shards have five groups of 32 units as 3 + 2.
+        for (how, chunk, world) in
+            [("whole", 512, 1), ("chunks of 50", 50, 1), ("one by one", 1, 1), ("whole", 512, 2), ("one by one", 1, 2)]
+        {
+            let what = format!("golden {name}, BF16, {how}, shards: {world}");
+            let Some(mut gpu) = Gpu::divided(&what, folder.path(), DenseFormat::Bf16, false, world) else { return };
             let mut distance = Distance::default();
             prompts.iter().for_each(|prompt| distance.add(prompt, &gpu.prompt(&prompt.tokens, chunk)));
             let (error, agreement) = (distance.error(), distance.agreement());
