@@ -47,6 +47,7 @@ impl CudaBackend {
         let tiled = match weight.format {
             DenseFormat::Bf16 => &self.kernels.dense_bf16,
             DenseFormat::Q8 => &self.kernels.dense_q8,
+            DenseFormat::Mxfp4 => &self.kernels.dense_mxfp4,
         };
         let choice = self.choose(tiled, DENSE_BEST, n);
         let bf16 = weight.format == DenseFormat::Bf16;

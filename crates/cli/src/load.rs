@@ -198,6 +198,7 @@ impl Numbers {
         let dense = match args.dense {
             Some(Dense::Q8) => DenseFormat::Q8,
             Some(Dense::Bf16) => DenseFormat::Bf16,
+            Some(Dense::Mxfp4) => DenseFormat::Mxfp4,
             None if args.exact => DenseFormat::Bf16,
             None => DenseFormat::Q8,
         };
@@ -217,6 +218,7 @@ impl std::fmt::Display for Numbers {
         let dense = match self.dense {
             DenseFormat::Q8 => "8-bit",
             DenseFormat::Bf16 => "BF16",
+            DenseFormat::Mxfp4 => "MXFP4",
         };
         let kv = match self.kv {
             KvFormat::F32 => "F32",

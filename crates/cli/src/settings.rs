@@ -59,7 +59,8 @@ pub struct ModelArgs {
     /// Where to compute.
     #[arg(long, value_enum, default_value = "auto", env = "TANDEM_DEVICE")]
     pub device: Device,
-    /// Attention and lm_head weights: 8-bit in groups of 32 (default), or BF16 as shipped (default with --exact).
+    /// Attention and lm_head weights: 8-bit in groups of 32 (default), BF16 as shipped (default with --exact), or MXFP4 like the
+    /// experts, which is the fastest and the furthest from what was shipped.
     #[arg(long, value_enum, env = "TANDEM_DENSE")]
     pub dense: Option<Dense>,
     /// Cached keys and values (default bf16; f32 with --exact).
@@ -303,6 +304,8 @@ pub enum Dense {
     Q8,
     /// As shipped.
     Bf16,
+    /// 4-bit in groups of 32.
+    Mxfp4,
 }
 
 /// Formats of cached keys and values.

@@ -4,7 +4,7 @@ use crate::{AttentionKind, Backend, DenseFormat, KvFormat};
 /// The equalities of exact mode, to the bit: a row in a batch of strangers gives what it gives alone, and a prompt in
 /// chunks what it gives whole, wherever its blocks lie.
 pub fn equalities<B: Backend>(backend: &B) {
-    for format in [DenseFormat::Bf16, DenseFormat::Q8] {
+    for format in DenseFormat::ALL {
         linear(backend, format);
     }
     experts(backend);

@@ -9,7 +9,7 @@ use super::{
 use crate::{AttentionContext, AttentionKind, Backend, Batch, DenseFormat, KvFormat};
 
 pub(super) fn run<B: Backend>(suite: &mut Suite<'_, B>) {
-    for format in [DenseFormat::Bf16, DenseFormat::Q8] {
+    for format in DenseFormat::ALL {
         for n in [1, 2, 7, 8, 9, 40] {
             norm_linear_add(suite, format, n);
         }

@@ -203,6 +203,7 @@ impl<'a> Sizes<'a> {
         let dense = match request.dense {
             DenseFormat::Bf16 => "BF16",
             DenseFormat::Q8 => "8-bit, scales included",
+            DenseFormat::Mxfp4 => "MXFP4",
         };
         let attention_and_head = weights.attention + weights.lm_head;
         let attention_scales = weights.dense_scales * weights.attention / attention_and_head.max(1);
