@@ -31,14 +31,20 @@ pub enum KvFormat {
     F32,
     /// 2 bytes.
     Bf16,
+    /// 1 byte: E4M3 as it is, without a scale. Beyond 448 it saturates.
+    Fp8,
 }
 
 impl KvFormat {
+    /// All of them.
+    pub const ALL: [KvFormat; 3] = [KvFormat::F32, KvFormat::Bf16, KvFormat::Fp8];
+
     /// Bytes per value.
     pub fn bytes(self) -> usize {
         match self {
             KvFormat::F32 => 4,
             KvFormat::Bf16 => 2,
+            KvFormat::Fp8 => 1,
         }
     }
 }

@@ -203,7 +203,8 @@ impl Numbers {
             None => DenseFormat::Q8,
         };
         let kv = match args.kv {
-            Some(Kv::Bf16) if args.exact => bail!("--exact keeps keys and values in f32; leave --kv out"),
+            Some(Kv::Bf16 | Kv::Fp8) if args.exact => bail!("--exact keeps keys and values in f32; leave --kv out"),
+            Some(Kv::Fp8) => KvFormat::Fp8,
             Some(Kv::Bf16) => KvFormat::Bf16,
             Some(Kv::F32) => KvFormat::F32,
             None if args.exact => KvFormat::F32,
@@ -223,6 +224,7 @@ impl std::fmt::Display for Numbers {
         let kv = match self.kv {
             KvFormat::F32 => "F32",
             KvFormat::Bf16 => "BF16",
+            KvFormat::Fp8 => "FP8",
         };
         let exact = if self.precision == Precision::Exact { ", exact" } else { "" };
         write!(f, "experts MXFP4, attention and lm_head {dense}, KV {kv}{exact}")

@@ -8,7 +8,7 @@ pub fn equalities<B: Backend>(backend: &B) {
         linear(backend, format);
     }
     experts(backend);
-    for format in [KvFormat::F32, KvFormat::Bf16] {
+    for format in KvFormat::ALL {
         for kind in [AttentionKind::Full, AttentionKind::Sliding { window: 128 }, AttentionKind::Sliding { window: 7 }]
         {
             attention(backend, Case { heads: 16, kv_heads: 2, dim: 32, block_tokens: 16, format, kind, sink: 0.3 });

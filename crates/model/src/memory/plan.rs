@@ -210,6 +210,7 @@ impl<'a> Sizes<'a> {
         let kv = match request.kv {
             KvFormat::F32 => "F32",
             KvFormat::Bf16 => "BF16",
+            KvFormat::Fp8 => "FP8",
         };
         let pool = |blocks: u32| format!("{kv}, {} tokens", u64::from(blocks) * u64::from(request.block_tokens));
         let line = |what, bytes, note: String| MemoryLine { what, bytes, note };

@@ -66,7 +66,8 @@ impl Distance {
         }
     }
 
-    fn add_position(&mut self, want: &[f32], got: &[f32]) {
+    /// One position's logits, both ways.
+    pub fn add_position(&mut self, want: &[f32], got: &[f32]) {
         self.divergence += divergence(want, got);
         self.positions += 1;
         let (first, margin) = top(want);
