@@ -394,7 +394,7 @@ impl CudaBackend {
         let rows = state.rows()?;
         let (tables, stride) = rows.tables(context.kind);
         self.device.launch(
-            self.kernels.attention_decode,
+            kv.pick(self.kernels.attention_decode, self.kernels.attention_decode_fp8),
             Launch { grid: (splits, kv_heads, n), threads: THREADS, shared: 0 },
             arguments![
                 qkv.row(0),

@@ -57,7 +57,8 @@ pub(crate) const HEADERS: &[Source] = &headers![
     "wide.cuh",
     "experts.cuh",
     "results.cuh",
-    "fp8.cuh"
+    "fp8.cuh",
+    "e4m3.cuh",
 ];
 
 /// A kernel on the device.
@@ -161,6 +162,7 @@ kernels![
     moe_gate_up_decode,
     moe_down_decode,
     attention_decode,
+    attention_decode_fp8,
     rope_store_any,
     attention_any,
     draw_tokens,
@@ -168,9 +170,11 @@ kernels![
     moe_group,
     moe_combine,
     attention_prefill,
+    attention_prefill_fp8,
     rms_norm_rows,
     narrow_rows,
     rope_store,
+    rope_store_fp8,
 ];
 
 // SAFETY: handles of the driver, which may be used from any thread on which the context is current.
