@@ -6,11 +6,13 @@ use tandem_backend::{Batch, DenseFormat, KvFormat, Sequence};
 use tandem_backend_cuda::CudaBackend;
 use tandem_model::{Checkpoint, Formats, Model, ShardPlan, WeightStore};
 use tandem_step::Capacity;
-use tandem_testkit::{CheckpointSpec, GoldenPrompt, golden};
+use tandem_testkit::{CheckpointSpec, GoldenPrompt, golden, top};
 
 use crate::backend;
 
-const FILES: [(&str, CheckpointSpec); 2] = [("a", CheckpointSpec::A), ("b", CheckpointSpec::B)];
+/// Everything as wide as the GPU has it.
+pub const BF16: Formats = Formats { dense: DenseFormat::Bf16, kv: KvFormat::Bf16 };
+pub const FILES: [(&str, CheckpointSpec); 2] = [("a", CheckpointSpec::A), ("b", CheckpointSpec::B)];
 const BLOCK_TOKENS: u32 = 16;
 const CONTEXT: u32 = 512;
 const STREAMS: u32 = 8;
@@ -18,13 +20,15 @@ const STREAMS: u32 = 8;
 const CLEAR_MARGIN: f32 = 0.1;
 const AGREEMENT_MIN: f64 = 0.99;
 
-struct Gpu {
+/// A model on the GPU and, for every sequence, scattered block tables.
+pub struct Gpu {
     model: Model<CudaBackend>,
     tables: Vec<Vec<u32>>,
 }
 
 impl Gpu {
-    fn open(what: &str, folder: &Path, dense: DenseFormat, eager: bool) -> Option<Self> {
+    /// Loads a checkpoint; none where there is no GPU.
+    pub fn open(what: &str, folder: &Path, formats: Formats, eager: bool) -> Option<Self> {
         let store = Checkpoint::open(folder).unwrap();
         let blocks = CONTEXT / BLOCK_TOKENS;
         let capacity = Capacity {
@@ -37,14 +41,7 @@ impl Gpu {
             max_step_tokens: CONTEXT,
             vocab: store.config().vocab as u32,
         };
-        let model = Model::load(
-            backend(what, eager)?,
-            &store,
-            Formats { dense, kv: KvFormat::Bf16 },
-            capacity,
-            ShardPlan::UNDIVIDED,
-        )
-        .unwrap();
+        let model = Model::load(backend(what, eager)?, &store, formats, capacity, ShardPlan::UNDIVIDED).unwrap();
         // 7 is prime to the number of blocks: every sequence's blocks lie scattered.
         let all = STREAMS * blocks;
         let tables = (0..STREAMS).map(|s| (0..blocks).map(|b| (s * blocks + b) * 7 % all).collect()).collect();
@@ -52,7 +49,7 @@ impl Gpu {
     }
 
     /// Logits of `tokens` at `position` on, for each of the sequences 0, 1, ...
-    fn step(&mut self, tokens: &[&[u32]], position: usize) -> Vec<Vec<f32>> {
+    pub fn step(&mut self, tokens: &[&[u32]], position: usize) -> Vec<Vec<f32>> {
         let all = tokens.concat();
         let mut first = 0;
         let mut sequences = Vec::new();
@@ -69,13 +66,14 @@ impl Gpu {
     }
 
     /// A prompt in chunks of so many tokens.
-    fn prompt(&mut self, tokens: &[u32], chunk: usize) -> Vec<Vec<f32>> {
+    pub fn prompt(&mut self, tokens: &[u32], chunk: usize) -> Vec<Vec<f32>> {
         let starts = (0..tokens.len()).step_by(chunk);
         starts.flat_map(|at| self.step(&[&tokens[at..tokens.len().min(at + chunk)]], at)).collect()
     }
 }
 
-fn checkpoint(spec: &CheckpointSpec) -> tempfile::TempDir {
+/// A folder with a checkpoint of this kind.
+pub fn checkpoint(spec: &CheckpointSpec) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     tandem_testkit::write_hub(folder.path(), spec).unwrap();
     folder
@@ -125,12 +123,6 @@ fn bf16_error(prompts: &[GoldenPrompt]) -> f64 {
     (difference / norm).sqrt()
 }
 
-fn top(logits: &[f32]) -> (usize, f32) {
-    let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap();
-    let second = logits.iter().enumerate().filter(|(i, _)| *i != best).map(|(_, l)| *l).fold(f32::MIN, f32::max);
-    (best, logits[best] - second)
-}
-
 #[test]
 fn goldens_are_matched_as_well_as_in_bfloat16() {
     for (name, spec) in FILES {
@@ -140,7 +132,7 @@ fn goldens_are_matched_as_well_as_in_bfloat16() {
         // Whole, in chunks, and token by token: the last goes through the decode kernels and recorded steps.
         for (how, chunk) in [("whole", 512), ("chunks of 50", 50), ("one by one", 1)] {
             let what = format!("golden {name}, BF16, {how}");
-            let Some(mut gpu) = Gpu::open(&what, folder.path(), DenseFormat::Bf16, false) else { return };
+            let Some(mut gpu) = Gpu::open(&what, folder.path(), BF16, false) else { return };
             let mut distance = Distance::default();
             prompts.iter().for_each(|prompt| distance.add(prompt, &gpu.prompt(&prompt.tokens, chunk)));
             let (error, agreement) = (distance.error(), distance.agreement());
@@ -156,8 +148,8 @@ fn recorded_steps_give_the_bits_of_eager_ones() {
     let folder = checkpoint(&CheckpointSpec::A);
     let prompts = golden("a").unwrap();
     let tokens = &prompts[2].tokens;
-    let run = |eager: bool| -> Option<Vec<Vec<f32>>> {
-        let mut gpu = Gpu::open("recorded steps", folder.path(), DenseFormat::Q8, eager)?;
+    let run = |formats: Formats, eager: bool| -> Option<Vec<Vec<f32>>> {
+        let mut gpu = Gpu::open("recorded steps", folder.path(), formats, eager)?;
         // One sequence, then three beside each other.
         let mut logits = gpu.prompt(tokens, 1);
         for position in 0..20 {
@@ -166,7 +158,10 @@ fn recorded_steps_give_the_bits_of_eager_ones() {
         }
         Some(logits)
     };
-    let (Some(eager), Some(recorded)) = (run(true), run(false)) else { return };
-    assert!(eager == recorded, "a recorded step gave other bits");
-    assert_eq!(eager.len(), tokens.len() + 60);
+    for (dense, kv) in [(DenseFormat::Q8, KvFormat::Bf16), (DenseFormat::Mxfp4, KvFormat::Fp8)] {
+        let formats = Formats { dense, kv };
+        let (Some(eager), Some(recorded)) = (run(formats, true), run(formats, false)) else { return };
+        assert!(eager == recorded, "{formats:?}: a recorded step gave other bits");
+        assert_eq!(eager.len(), tokens.len() + 60);
+    }
 }

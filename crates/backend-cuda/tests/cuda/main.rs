@@ -1,6 +1,7 @@
 //! The CUDA backend on a real GPU. Where there is none, each test says so and what it would have done.
 
 mod conformance;
+mod formats;
 mod golden;
 
 use tandem_backend_cuda::{CudaBackend, CudaOptions, device_count};
