@@ -1,18 +1,21 @@
-// Attention and rotation for any head width up to 128, any block size, F32 or BF16 caches. Not fast: it serves shapes
+// Attention and rotation for any head width up to 128, any block size, F32, BF16 or FP8 caches. Not fast: it serves shapes
 // that the other kernels do not, and is what they are compared with.
 //
 // Who computes what: attention gives a warp each (row, query head), lanes share the dimensions; rope_store_any a block each row.
+#include "e4m3.cuh"
 #include "tandem.cuh"
 
 constexpr int WIDEST = 4; // dimensions of a lane, 32 apart
 
-/// Values of the cache: `bytes` 4 for f32, 2 for BF16.
+/// Values of the cache: `bytes` 4 for f32, 2 for BF16, 1 for E4M3.
 DEVICE float read(const void* pool, u64 at, int bytes) {
+    if (bytes == 1) return low_f16(from_e4m3(u16(((const u8*)pool)[at])));
     return bytes == 4 ? ((const float*)pool)[at] : from_bf16(((const u16*)pool)[at]);
 }
 
 DEVICE void write(void* pool, u64 at, int bytes, float value) {
     if (bytes == 4) ((float*)pool)[at] = value;
+    else if (bytes == 1) ((u8*)pool)[at] = u8(to_e4m3(value, 0));
     else ((u16*)pool)[at] = to_bf16(value);
 }
 

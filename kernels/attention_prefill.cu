@@ -1,10 +1,11 @@
-// Attention of many rows over the paged keys and values, with sinks and an optional window, context to 131,072.
+// Attention of many rows over the paged keys and values, BF16 or FP8, with sinks and an optional window, context to 131,072.
+#include "e4m3.cuh"
 #include "prefill.cuh"
 
 constexpr int DIM = 64, BLOCK_TOKENS = 16, KEYS = 64, ROWS = 128, STAGES = 3;
 // Unrolled, the copies' addresses cost registers that sm_121a's schedule does not have.
 constexpr int COPIES_AT_ONCE = SMALL_SHARED ? 1 : 4;
-constexpr int STAGE_BYTES = 2 * KEYS * DIM * 2;
+constexpr int TILE_BYTES = 2 * KEYS * DIM * 2; // keys and values as operands
 constexpr float LOG2_E = 1.4426950408889634f;
 
 struct RowRange { int sequence, first, count; };
@@ -39,29 +40,65 @@ DEVICE float exp2_approx(float x) {
     return y;
 }
 
-DEVICE u32 load_query_pair(const void* q, u64 at, int q_f32) {
-    if (!q_f32) return *(const u32*)((const u16*)q + at);
-    float2 v = *(const float2*)((const float*)q + at);
-    return pack_bf16(v.x, v.y);
+/// How values of type T in the pool are worked with: BF16 as they are, E4M3 as F16.
+template <class T> struct Operand;
+
+template <> struct Operand<u16> {
+    static DEVICE u32 pack(float low, float high) { return pack_bf16(low, high); }
+    static DEVICE u32 query(const void* q, u64 at, int q_f32) {
+        if (!q_f32) return *(const u32*)((const u16*)q + at);
+        float2 v = *(const float2*)((const float*)q + at);
+        return pack_bf16(v.x, v.y);
+    }
+    static DEVICE void product(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) { mma_bf16(c, a, b0, b1); }
+};
+
+template <> struct Operand<u8> {
+    static DEVICE u32 pack(float low, float high) { return pack_f16(low, high); }
+    static DEVICE float bounded(float x) { return fminf(fmaxf(x, -65504.0f), 65504.0f); }
+    static DEVICE u32 query(const void* q, u64 at, int) { // f32 only
+        float2 v = *(const float2*)((const float*)q + at);
+        return pack_f16(bounded(v.x), bounded(v.y));
+    }
+    static DEVICE void product(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) { mma_f16(c, a, b0, b1); }
+};
+
+DEVICE void copy8(u32 to, const void* from, bool valid) {
+    int bytes = valid ? 8 : 0;
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
 
-// Grid: (runs, kv_heads); block 128 threads; dynamic shared memory 49,152 bytes (STAGES * STAGE_BYTES). A run is up to
+/// Eight E4M3 values of shared memory to eight F16 values.
+DEVICE void widen8(u32 to, u32 from) {
+    uint2 eight;
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(eight.x), "=r"(eight.y) : "r"(from) : "memory");
+    uint4 wide = from_e4m3(eight);
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(wide.x), "r"(wide.y), "r"(wide.z), "r"(wide.w) : "memory");
+}
+
+// Grid: (runs, kv_heads); block 128 threads; dynamic shared memory 49,152 bytes, three tiles of 64
+// keys and values; FP8 keeps one, and three as they lie in the pool. A run is up to
 // 128 / (heads / kv_heads) rows of one sequence; runs = sum over sequences of the rounded-up quotient, more is harmless.
 // heads / kv_heads divides 128. Every row's own key is in the pool already (rope_store).
 //
 // A block packs the query heads of one key head: 128 (row, head) queries, 32 a warp, so that 64 keys and values in shared
 // memory serve all of them; online softmax in base 2, f32, P rounded to bf16. A sink starts the running maximum and, once,
 // the sum. Blocks of late rows start first: they have the most keys. Keys outside the run's window are not read.
-// Flops 4 * 64 * heads a (row, key); bytes 256 a key and run from L2.
+// Flops 4 * 64 * heads a (row, key); bytes 256 a key and run from L2, or 128. FP8 costs a second barrier a tile: threads widen
+// what they copied themselves once all warps are done with the tile before.
 //
 // q            f32 (q_f32 = 1) or bf16, rotated; row r, head h at r * q_stride + h * 64
-// pool         bf16 [block][layers][kv_heads][K, V][16][64]
+// pool         bf16, or e4m3 (attention_prefill_fp8; q is f32 then), [block][layers][kv_heads][K, V][16][64]
 // tables       [sequences][table_stride], by position / 16
 // sequence_rows [sequences + 1], first_position [sequences]
 // sinks        f32 [heads], natural-log units, or null
 // out          [n, heads * 64] f16 (out_format 0), bf16 (1) or f32 (2); permuted = 1: in the wide product's order
 // window       keys a row sees, its own included; 0 is all
-extern "C" __global__ void __launch_bounds__(128, 2) attention_prefill(const void* __restrict__ q, int q_f32, int q_stride, const u16* __restrict__ pool, int layers, int layer, int kv_heads, int heads, const int* __restrict__ tables, int table_stride, const int* __restrict__ sequence_rows, const int* __restrict__ first_position, int sequences, const float* __restrict__ sinks, void* __restrict__ out, int out_format, int permuted, int window, float scale) {
+template <class T>
+DEVICE void attention(const void* __restrict__ q, int q_f32, int q_stride, const T* __restrict__ pool, int layers, int layer, int kv_heads, int heads, const int* __restrict__ tables, int table_stride, const int* __restrict__ sequence_rows, const int* __restrict__ first_position, int sequences, const float* __restrict__ sinks, void* __restrict__ out, int out_format, int permuted, int window, float scale) {
+    constexpr bool WIDEN = sizeof(T) == 1;
+    // Of a value in a stage; a stage; where stages begin.
+    constexpr int BYTES = sizeof(T), STAGE_BYTES = 2 * KEYS * DIM * BYTES, FIRST_STAGE = WIDEN ? TILE_BYTES : 0;
     const int group = heads / kv_heads, shift = 31 - __clz(group), length = ROWS >> shift, kv_head = blockIdx.y;
     const RowRange run = find_rows(sequence_rows, sequences, length, gridDim.x - 1 - blockIdx.x);
     if (run.sequence < 0) return;
@@ -81,8 +118,8 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_prefill(const voi
             const u64 at = (u64)(run.first + min(row, run.count - 1)) * q_stride + head * DIM + t * 2;
 #pragma unroll
             for (int k = 0; k < 4; k++) {
-                query[m][k][half] = load_query_pair(q, at + k * 16, q_f32);
-                query[m][k][half + 2] = load_query_pair(q, at + k * 16 + 8, q_f32);
+                query[m][k][half] = Operand<T>::query(q, at + k * 16, q_f32);
+                query[m][k][half + 2] = Operand<T>::query(q, at + k * 16 + 8, q_f32);
             }
             maximum[m][half] = sinks ? sinks[head] * LOG2_E : -1e30f;
             sum[m][half] = sinks && t == 0 ? 1.0f : 0.0f;
@@ -95,16 +132,18 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_prefill(const voi
     const u32 shared = shared_address(dynamic_shared);
     const int* table = tables + (u64)run.sequence * table_stride;
     const int piece = threadIdx.x % 8, slot = threadIdx.x / 8;
-    const u32 to = shared + slot * 128 + ((piece ^ (slot & 7)) * 16);
+    const u32 wide = shared + slot * 128 + ((piece ^ (slot & 7)) * 16);
+    const u32 to = WIDEN ? shared + FIRST_STAGE + slot * DIM + piece * 8 : wide;
     auto load = [&](int tile, u32 stage) {
 #pragma unroll(COPIES_AT_ONCE)
         for (int i = 0; i < KEYS / BLOCK_TOKENS; i++) {
             const int key = tile * KEYS + i * BLOCK_TOKENS + slot;
             const bool inside = key >= first_key && key <= last_key;
             const int block = inside ? table[key / BLOCK_TOKENS] : 0;
-            const u16* from = pool + (((u64)block * layers + layer) * kv_heads + kv_head) * (2 * BLOCK_TOKENS * DIM) + slot * DIM + piece * 8;
-            copy16(to + stage + i * (BLOCK_TOKENS * 128), from, inside);
-            copy16(to + stage + KEYS * 128 + i * (BLOCK_TOKENS * 128), from + BLOCK_TOKENS * DIM, inside);
+            const T* from = pool + (((u64)block * layers + layer) * kv_heads + kv_head) * (2 * BLOCK_TOKENS * DIM) + slot * DIM + piece * 8;
+            const u32 key_to = to + stage + i * (BLOCK_TOKENS * DIM * BYTES), value_to = key_to + KEYS * DIM * BYTES;
+            if (WIDEN) copy8(key_to, from, inside), copy8(value_to, from + BLOCK_TOKENS * DIM, inside);
+            else copy16(key_to, from, inside), copy16(value_to, from + BLOCK_TOKENS * DIM, inside);
         }
     };
     const int first_tile = first_key / KEYS, tiles = last_key / KEYS - first_tile + 1;
@@ -119,9 +158,14 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_prefill(const voi
     for (int tile = 0; tile < tiles; tile++) {
         copies_wait<STAGES - 2>();
         __syncthreads();
+        if (WIDEN) {
+#pragma unroll
+            for (int i = 0; i < 2 * KEYS / BLOCK_TOKENS; i++) widen8(wide + i * (BLOCK_TOKENS * 128), to + read + i * (BLOCK_TOKENS * DIM));
+        }
         if (tile + STAGES - 1 < tiles) load(first_tile + tile + STAGES - 1, write);
         copies_commit();
-        const u32 keys = shared + read, values = keys + KEYS * 128;
+        if (WIDEN) __syncthreads();
+        const u32 keys = shared + (WIDEN ? 0 : read), values = keys + KEYS * 128;
         read = read + STAGE_BYTES == STAGES * STAGE_BYTES ? 0 : read + STAGE_BYTES;
         write = write + STAGE_BYTES == STAGES * STAGE_BYTES ? 0 : write + STAGE_BYTES;
         const int begin = (first_tile + tile) * KEYS;
@@ -137,10 +181,10 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_prefill(const voi
 #pragma unroll
             for (int n = 0; n < 8; n++) {
                 uint4 b = load_matrices(keys + (n * 8 + lane % 8) * 128 + (((k * 4 + lane / 8) ^ (lane % 8)) * 16));
-                mma_bf16(s[0][n], query[0][k * 2], b.x, b.y);
-                mma_bf16(s[1][n], query[1][k * 2], b.x, b.y);
-                mma_bf16(s[0][n], query[0][k * 2 + 1], b.z, b.w);
-                mma_bf16(s[1][n], query[1][k * 2 + 1], b.z, b.w);
+                Operand<T>::product(s[0][n], query[0][k * 2], b.x, b.y);
+                Operand<T>::product(s[1][n], query[1][k * 2], b.x, b.y);
+                Operand<T>::product(s[0][n], query[0][k * 2 + 1], b.z, b.w);
+                Operand<T>::product(s[1][n], query[1][k * 2 + 1], b.z, b.w);
             }
         if (begin + KEYS - 1 > warp_first || (window > 0 && begin <= warp_last - window)) {
 #pragma unroll
@@ -183,14 +227,14 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_prefill(const voi
 #pragma unroll
             for (int m = 0; m < 2; m++)
 #pragma unroll
-                for (int i = 0; i < 4; i++) p[m][i] = pack_bf16(s[m][k * 2 + i / 2][i % 2 * 2], s[m][k * 2 + i / 2][i % 2 * 2 + 1]);
+                for (int i = 0; i < 4; i++) p[m][i] = Operand<T>::pack(s[m][k * 2 + i / 2][i % 2 * 2], s[m][k * 2 + i / 2][i % 2 * 2 + 1]);
 #pragma unroll
             for (int n = 0; n < 4; n++) {
                 uint4 b = load_matrices_transposed(values + (k * 16 + lane % 16) * 128 + (((n * 2 + lane / 16) ^ (lane % 8)) * 16));
-                mma_bf16(o[0][n * 2], p[0], b.x, b.y);
-                mma_bf16(o[1][n * 2], p[1], b.x, b.y);
-                mma_bf16(o[0][n * 2 + 1], p[0], b.z, b.w);
-                mma_bf16(o[1][n * 2 + 1], p[1], b.z, b.w);
+                Operand<T>::product(o[0][n * 2], p[0], b.x, b.y);
+                Operand<T>::product(o[1][n * 2], p[1], b.x, b.y);
+                Operand<T>::product(o[0][n * 2 + 1], p[0], b.z, b.w);
+                Operand<T>::product(o[1][n * 2 + 1], p[1], b.z, b.w);
             }
         }
     }
@@ -217,3 +261,14 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_prefill(const voi
             }
         }
 }
+
+#define ATTENTION(NAME, T)                                                                                                             \
+    extern "C" __global__ void __launch_bounds__(128, 2) NAME(                                                                         \
+        const void* __restrict__ q, int q_f32, int q_stride, const T* __restrict__ pool, int layers, int layer, int kv_heads, int heads, \
+        const int* __restrict__ tables, int table_stride, const int* __restrict__ sequence_rows, const int* __restrict__ first_position, \
+        int sequences, const float* __restrict__ sinks, void* __restrict__ out, int out_format, int permuted, int window, float scale) { \
+        attention<T>(q, q_f32, q_stride, pool, layers, layer, kv_heads, heads, tables, table_stride, sequence_rows, first_position,     \
+                     sequences, sinks, out, out_format, permuted, window, scale);                                                      \
+    }
+ATTENTION(attention_prefill, u16)
+ATTENTION(attention_prefill_fp8, u8)

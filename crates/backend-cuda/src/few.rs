@@ -101,6 +101,8 @@ impl CudaBackend {
             (DenseFormat::Bf16, true) => (kernels.linear_decode_bf16_many, Operand::Bf16, 32),
             (DenseFormat::Q8, false) => (kernels.linear_decode_q8, Operand::Q8, 32),
             (DenseFormat::Q8, true) => (kernels.linear_decode_q8_many, Operand::Q8, 32),
+            (DenseFormat::Mxfp4, false) => (kernels.linear_decode_mxfp4, Operand::Mxfp4, 64),
+            (DenseFormat::Mxfp4, true) => (kernels.linear_decode_mxfp4_many, Operand::Mxfp4, 64),
         };
         let padded = weight.cols.next_multiple_of(tile_cols);
         let token_bytes = format.parts() * staged_stride(padded);
@@ -392,7 +394,7 @@ impl CudaBackend {
         let rows = state.rows()?;
         let (tables, stride) = rows.tables(context.kind);
         self.device.launch(
-            self.kernels.attention_decode,
+            kv.pick(self.kernels.attention_decode, self.kernels.attention_decode_fp8),
             Launch { grid: (splits, kv_heads, n), threads: THREADS, shared: 0 },
             arguments![
                 qkv.row(0),

@@ -58,7 +58,8 @@ pub(crate) const HEADERS: &[Source] = &headers![
     "wide.cuh",
     "experts.cuh",
     "results.cuh",
-    "fp8.cuh"
+    "fp8.cuh",
+    "e4m3.cuh",
 ];
 
 /// A kernel on the device.
@@ -106,6 +107,7 @@ macro_rules! kernels {
             /// Products of many rows, by tile: dense ones by format, then the experts' two.
             pub(crate) dense_bf16: Tiled,
             pub(crate) dense_q8: Tiled,
+            pub(crate) dense_mxfp4: Tiled,
             pub(crate) moe_gate_up: Tiled,
             pub(crate) moe_down: Tiled,
         }
@@ -117,6 +119,7 @@ macro_rules! kernels {
                     $($name: find(stringify!($name))?,)*
                     dense_bf16: Tiled::find(&modules, "dense_bf16")?,
                     dense_q8: Tiled::find(&modules, "dense_q8")?,
+                    dense_mxfp4: Tiled::find(&modules, "dense_mxfp4")?,
                     moe_gate_up: Tiled::find(&modules, "mxfp4_moe_gate_up")?,
                     moe_down: Tiled::find(&modules, "mxfp4_moe_down")?,
                     modules,
@@ -125,8 +128,9 @@ macro_rules! kernels {
 
             /// All of them, for settings they share.
             fn all(&self) -> Vec<Kernel> {
-                let tiled = [&self.dense_bf16, &self.dense_q8, &self.moe_gate_up, &self.moe_down];
-                let tiled = tiled.into_iter().flat_map(|tiled| tiled.narrow.into_iter().chain(tiled.wide));
+                let dense = [&self.dense_bf16, &self.dense_q8, &self.dense_mxfp4];
+                let tiled = dense.into_iter().chain([&self.moe_gate_up, &self.moe_down]);
+                let tiled = tiled.flat_map(|tiled| tiled.narrow.into_iter().chain(tiled.wide));
                 [$(self.$name),*].into_iter().chain(tiled.map(|tile| tile.kernel)).collect()
             }
         }
@@ -137,6 +141,7 @@ kernels![
     pack_bf16_tiles,
     pack_q8_tiles,
     q8_row_base,
+    pack_bf16_to_mxfp4,
     pack_mxfp4_tiles,
     pack_mxfp4_scales,
     mxfp4_row_base,
@@ -158,6 +163,7 @@ kernels![
     moe_gate_up_decode,
     moe_down_decode,
     attention_decode,
+    attention_decode_fp8,
     rope_store_any,
     attention_any,
     draw_tokens,
@@ -166,9 +172,11 @@ kernels![
     moe_group,
     moe_combine,
     attention_prefill,
+    attention_prefill_fp8,
     rms_norm_rows,
     narrow_rows,
     rope_store,
+    rope_store_fp8,
 ];
 
 // SAFETY: handles of the driver, which may be used from any thread on which the context is current.

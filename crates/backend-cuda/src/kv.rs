@@ -4,6 +4,7 @@ use cudarc::driver::result;
 use tandem_backend::{BackendError, KvFormat, KvShape};
 
 use crate::device::{Device, failed};
+use crate::kernels::Kernel;
 use crate::memory::DeviceMemory;
 
 /// A pool of KV blocks: `[block][layer][kv_head][keys, values][block_tokens][head_dim]`, so that a block of all layers is one
@@ -47,7 +48,12 @@ impl CudaKv {
     /// Whether the fast attention kernels read this pool.
     pub(crate) fn usual(&self) -> bool {
         let KvShape { block_tokens, head_dim, format, .. } = self.shape;
-        block_tokens == 16 && head_dim == 64 && format == KvFormat::Bf16
+        block_tokens == 16 && head_dim == 64 && format != KvFormat::F32
+    }
+
+    /// Of two such kernels the one for this pool's format.
+    pub(crate) fn pick(&self, bf16: Kernel, fp8: Kernel) -> Kernel {
+        if self.shape.format == KvFormat::Fp8 { fp8 } else { bf16 }
     }
 }
 

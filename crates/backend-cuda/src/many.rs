@@ -47,6 +47,7 @@ impl CudaBackend {
         let tiled = match weight.format {
             DenseFormat::Bf16 => &self.kernels.dense_bf16,
             DenseFormat::Q8 => &self.kernels.dense_q8,
+            DenseFormat::Mxfp4 => &self.kernels.dense_mxfp4,
         };
         let choice = self.choose(tiled, DENSE_BEST, n);
         let bf16 = weight.format == DenseFormat::Bf16;
@@ -171,7 +172,7 @@ impl CudaBackend {
         let (sequences, first_rows, positions) = rows.runs();
         let shape = Launch { grid: (n, 1, 1), threads: 256, shared: 0 };
         self.device.launch_after(
-            self.kernels.rope_store,
+            kv.pick(self.kernels.rope_store, self.kernels.rope_store_fp8),
             shape,
             arguments![
                 qkv.row(0),
@@ -210,7 +211,7 @@ impl CudaBackend {
         let (sequences, first_rows, positions) = rows.runs();
         const F32: i32 = 2;
         self.device.launch_after(
-            self.kernels.attention_prefill,
+            kv.pick(self.kernels.attention_prefill, self.kernels.attention_prefill_fp8),
             Launch { grid: (runs, kv_heads, 1), threads: 128, shared: ATTENTION_SHARED },
             arguments![
                 qkv.row(0),

@@ -198,11 +198,13 @@ impl Numbers {
         let dense = match args.dense {
             Some(Dense::Q8) => DenseFormat::Q8,
             Some(Dense::Bf16) => DenseFormat::Bf16,
+            Some(Dense::Mxfp4) => DenseFormat::Mxfp4,
             None if args.exact => DenseFormat::Bf16,
             None => DenseFormat::Q8,
         };
         let kv = match args.kv {
-            Some(Kv::Bf16) if args.exact => bail!("--exact keeps keys and values in f32; leave --kv out"),
+            Some(Kv::Bf16 | Kv::Fp8) if args.exact => bail!("--exact keeps keys and values in f32; leave --kv out"),
+            Some(Kv::Fp8) => KvFormat::Fp8,
             Some(Kv::Bf16) => KvFormat::Bf16,
             Some(Kv::F32) => KvFormat::F32,
             None if args.exact => KvFormat::F32,
@@ -217,10 +219,12 @@ impl std::fmt::Display for Numbers {
         let dense = match self.dense {
             DenseFormat::Q8 => "8-bit",
             DenseFormat::Bf16 => "BF16",
+            DenseFormat::Mxfp4 => "MXFP4",
         };
         let kv = match self.kv {
             KvFormat::F32 => "F32",
             KvFormat::Bf16 => "BF16",
+            KvFormat::Fp8 => "FP8",
         };
         let exact = if self.precision == Precision::Exact { ", exact" } else { "" };
         write!(f, "experts MXFP4, attention and lm_head {dense}, KV {kv}{exact}")

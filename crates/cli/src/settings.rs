@@ -62,10 +62,11 @@ pub struct ModelArgs {
     /// Where to compute.
     #[arg(long, value_enum, default_value = "auto", env = "TANDEM_DEVICE")]
     pub device: Device,
-    /// Attention and lm_head weights: 8-bit in groups of 32 (default), or BF16 as shipped (default with --exact).
+    /// Attention and lm_head weights: 8-bit in groups of 32 (default), BF16 as shipped (default with --exact), or MXFP4 like the
+    /// experts, which is the fastest and the furthest from what was shipped.
     #[arg(long, value_enum, env = "TANDEM_DENSE")]
     pub dense: Option<Dense>,
-    /// Cached keys and values (default bf16; f32 with --exact).
+    /// Cached keys and values (default bf16; f32 with --exact; fp8 takes half the memory of bf16).
     #[arg(long, value_enum, env = "TANDEM_KV")]
     pub kv: Option<Kv>,
     /// f32 throughout in one fixed summation order: the same bits in any batch, slower.
@@ -332,6 +333,8 @@ pub enum Dense {
     Q8,
     /// As shipped.
     Bf16,
+    /// 4-bit in groups of 32.
+    Mxfp4,
 }
 
 /// Formats of cached keys and values.
@@ -339,6 +342,8 @@ pub enum Dense {
 pub enum Kv {
     /// 2 bytes a value.
     Bf16,
+    /// 1 byte a value, E4M3: twice the context in the same memory.
+    Fp8,
     /// 4 bytes a value.
     F32,
 }

@@ -46,7 +46,6 @@ impl Report {
     /// Reports on a model; `request` says with what it would be loaded, the number of nodes apart.
     pub fn new(config: &Config, request: &MemoryRequest) -> Self {
         let kinds: Vec<KindLine> = TensorKind::ALL.into_iter().map(|kind| kind_line(config, kind)).collect();
-        let formats = [DenseFormat::Bf16, DenseFormat::Q8];
         let first_of = |world| ShardPlan { rank: 0, world, ..request.shard };
         let plan = |world| (world, plan_memory(config, &MemoryRequest { shard: first_of(world), ..*request }));
         let undivided = Shard::undivided(config);
@@ -55,7 +54,7 @@ impl Report {
             parameters: kinds.iter().map(|line| line.parameters).sum(),
             active_parameters: active_parameters(config),
             kinds,
-            bytes_per_token: formats.map(|dense| (dense, bytes_per_token(config, dense, &undivided))).to_vec(),
+            bytes_per_token: DenseFormat::ALL.map(|dense| (dense, bytes_per_token(config, dense, &undivided))).to_vec(),
             plans: [1, 2].map(plan).to_vec(),
         }
     }
@@ -140,6 +139,7 @@ impl Report {
             let name = match dense {
                 DenseFormat::Bf16 => "bf16",
                 DenseFormat::Q8 => "q8",
+                DenseFormat::Mxfp4 => "mxfp4",
             };
             let gb = |bytes: u64| format!("{:.3}", bytes as f64 / 1e9);
             let BytesPerToken { experts, attention, lm_head, dense_scales, small } = *bytes;

@@ -13,6 +13,13 @@ pub struct Conversation {
     pub reply: Vec<u32>,
 }
 
+impl Conversation {
+    /// Prompt and reply in one.
+    pub fn tokens(&self) -> Vec<u32> {
+        [&self.prompt[..], &self.reply].concat()
+    }
+}
+
 /// The conversations of `tests/golden/demo.json`.
 pub fn demo_conversations() -> io::Result<Vec<Conversation>> {
     Ok(serde_json::from_slice(&fs::read(repository().join("tests/golden/demo.json"))?)?)

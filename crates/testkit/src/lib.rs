@@ -2,6 +2,7 @@
 //! in every layout that the hub knows, and the logits that transformers computes from two of them.
 
 mod demo;
+mod distance;
 mod golden;
 mod layouts;
 mod philox;
@@ -9,6 +10,7 @@ mod spec;
 mod tensors;
 
 pub use demo::{Conversation, demo_conversations, write_demo};
+pub use distance::{Distance, top};
 pub use golden::{GoldenPrompt, golden};
 pub use layouts::{safetensors_bytes, write_hub, write_hub_sharded, write_original, write_safetensors};
 pub use philox::Philox;

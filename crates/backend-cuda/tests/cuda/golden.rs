@@ -6,11 +6,13 @@ use tandem_backend::{Batch, DenseFormat, KvFormat, Sequence};
 use tandem_backend_cuda::CudaBackend;
 use tandem_model::{Checkpoint, ExpertSplit, Formats, Model, WeightStore};
 use tandem_step::Capacity;
-use tandem_testkit::{CheckpointSpec, GoldenPrompt, golden};
+use tandem_testkit::{CheckpointSpec, GoldenPrompt, golden, top};
 
 use crate::backend;
 
-const FILES: [(&str, CheckpointSpec); 2] = [("a", CheckpointSpec::A), ("b", CheckpointSpec::B)];
+/// Everything as wide as the GPU has it.
+pub const BF16: Formats = Formats { dense: DenseFormat::Bf16, kv: KvFormat::Bf16 };
+pub const FILES: [(&str, CheckpointSpec); 2] = [("a", CheckpointSpec::A), ("b", CheckpointSpec::B)];
 const BLOCK_TOKENS: u32 = 16;
 const CONTEXT: u32 = 512;
 const STREAMS: u32 = 8;
@@ -18,18 +20,20 @@ const STREAMS: u32 = 8;
 const CLEAR_MARGIN: f32 = 0.1;
 const AGREEMENT_MIN: f64 = 0.99;
 
-struct Gpu {
+/// A model on the GPU and, for every sequence, scattered block tables.
+pub struct Gpu {
     model: Model<CudaBackend>,
     tables: Vec<Vec<u32>>,
 }
 
 impl Gpu {
-    fn open(what: &str, folder: &Path, dense: DenseFormat, eager: bool) -> Option<Self> {
-        Self::divided(what, folder, dense, eager, 1)
+    /// Loads a checkpoint; none where there is no GPU.
+    pub fn open(what: &str, folder: &Path, formats: Formats, eager: bool) -> Option<Self> {
+        Self::divided(what, folder, formats, eager, 1)
     }
 
     /// With the shards of so many ranks as parts, experts sliced.
-    fn divided(what: &str, folder: &Path, dense: DenseFormat, eager: bool, world: usize) -> Option<Self> {
+    fn divided(what: &str, folder: &Path, formats: Formats, eager: bool, world: usize) -> Option<Self> {
         let store = Checkpoint::open(folder).unwrap();
         let blocks = CONTEXT / BLOCK_TOKENS;
         let capacity = Capacity {
@@ -42,7 +46,6 @@ impl Gpu {
             max_step_tokens: CONTEXT,
             vocab: store.config().vocab as u32,
         };
-        let formats = Formats { dense, kv: KvFormat::Bf16 };
         let backend = backend(what, eager)?;
         let model = Model::load_all(backend, &store, formats, capacity, world, ExpertSplit::Slice).unwrap();
         // 7 is prime to the number of blocks: every sequence's blocks lie scattered.
@@ -52,7 +55,7 @@ impl Gpu {
     }
 
     /// Logits of `tokens` at `position` on, for each of the sequences 0, 1, ...
-    fn step(&mut self, tokens: &[&[u32]], position: usize) -> Vec<Vec<f32>> {
+    pub fn step(&mut self, tokens: &[&[u32]], position: usize) -> Vec<Vec<f32>> {
         let all = tokens.concat();
         let mut first = 0;
         let mut sequences = Vec::new();
@@ -69,13 +72,14 @@ impl Gpu {
     }
 
     /// A prompt in chunks of so many tokens.
-    fn prompt(&mut self, tokens: &[u32], chunk: usize) -> Vec<Vec<f32>> {
+    pub fn prompt(&mut self, tokens: &[u32], chunk: usize) -> Vec<Vec<f32>> {
         let starts = (0..tokens.len()).step_by(chunk);
         starts.flat_map(|at| self.step(&[&tokens[at..tokens.len().min(at + chunk)]], at)).collect()
     }
 }
 
-pub(crate) fn checkpoint(spec: &CheckpointSpec) -> tempfile::TempDir {
+/// A folder with a checkpoint of this kind.
+pub fn checkpoint(spec: &CheckpointSpec) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     tandem_testkit::write_hub(folder.path(), spec).unwrap();
     folder
@@ -125,12 +129,6 @@ fn bf16_error(prompts: &[GoldenPrompt]) -> f64 {
     (difference / norm).sqrt()
 }
 
-fn top(logits: &[f32]) -> (usize, f32) {
-    let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap();
-    let second = logits.iter().enumerate().filter(|(i, _)| *i != best).map(|(_, l)| *l).fold(f32::MIN, f32::max);
-    (best, logits[best] - second)
-}
-
 #[test]
 fn goldens_are_matched_as_well_as_in_bfloat16() {
     for (name, spec) in FILES {
@@ -143,7 +141,7 @@ fn goldens_are_matched_as_well_as_in_bfloat16() {
             [("whole", 512, 1), ("chunks of 50", 50, 1), ("one by one", 1, 1), ("whole", 512, 2), ("one by one", 1, 2)]
         {
             let what = format!("golden {name}, BF16, {how}, shards: {world}");
-            let Some(mut gpu) = Gpu::divided(&what, folder.path(), DenseFormat::Bf16, false, world) else { return };
+            let Some(mut gpu) = Gpu::divided(&what, folder.path(), BF16, false, world) else { return };
             let mut distance = Distance::default();
             prompts.iter().for_each(|prompt| distance.add(prompt, &gpu.prompt(&prompt.tokens, chunk)));
             let (error, agreement) = (distance.error(), distance.agreement());
@@ -159,8 +157,8 @@ fn recorded_steps_give_the_bits_of_eager_ones() {
     let folder = checkpoint(&CheckpointSpec::A);
     let prompts = golden("a").unwrap();
     let tokens = &prompts[2].tokens;
-    let run = |eager: bool| -> Option<Vec<Vec<f32>>> {
-        let mut gpu = Gpu::open("recorded steps", folder.path(), DenseFormat::Q8, eager)?;
+    let run = |formats: Formats, eager: bool| -> Option<Vec<Vec<f32>>> {
+        let mut gpu = Gpu::open("recorded steps", folder.path(), formats, eager)?;
         // One sequence, then three beside each other.
         let mut logits = gpu.prompt(tokens, 1);
         for position in 0..20 {
@@ -169,7 +167,10 @@ fn recorded_steps_give_the_bits_of_eager_ones() {
         }
         Some(logits)
     };
-    let (Some(eager), Some(recorded)) = (run(true), run(false)) else { return };
-    assert!(eager == recorded, "a recorded step gave other bits");
-    assert_eq!(eager.len(), tokens.len() + 60);
+    for (dense, kv) in [(DenseFormat::Q8, KvFormat::Bf16), (DenseFormat::Mxfp4, KvFormat::Fp8)] {
+        let formats = Formats { dense, kv };
+        let (Some(eager), Some(recorded)) = (run(formats, true), run(formats, false)) else { return };
+        assert!(eager == recorded, "{formats:?}: a recorded step gave other bits");
+        assert_eq!(eager.len(), tokens.len() + 60);
+    }
 }

@@ -2,6 +2,7 @@
 
 mod conformance;
 mod exchange;
+mod formats;
 mod golden;
 
 use tandem_backend_cuda::{CudaBackend, CudaOptions, device_count};

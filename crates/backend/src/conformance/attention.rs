@@ -8,7 +8,7 @@ use crate::{AttentionContext, AttentionKind, Backend, Batch, KvFormat, KvShape, 
 
 pub(super) fn run<B: Backend>(suite: &mut Suite<'_, B>) {
     let sliding = AttentionKind::Sliding { window: 128 };
-    for format in [KvFormat::F32, KvFormat::Bf16] {
+    for format in KvFormat::ALL {
         for kind in [AttentionKind::Full, sliding, AttentionKind::Sliding { window: 5 }] {
             // A prompt in chunks and then token by token over the window's edge (127 to 131 positions).
             let steps = [&[50, 73][..], &[1; 8]].concat();
@@ -45,6 +45,9 @@ pub(super) fn run<B: Backend>(suite: &mut Suite<'_, B>) {
             );
         }
         copied_blocks(suite, format);
+    }
+    for (dim, block_tokens) in [(64, 16), (32, 10)] {
+        stored_fp8(suite, dim, block_tokens);
     }
 }
 
@@ -153,7 +156,7 @@ impl Case {
             let got = suite.download(&out, 2 * rows, self.heads * self.dim);
             let tolerance = match self.format {
                 KvFormat::F32 => suite.tolerance.attention_f32,
-                KvFormat::Bf16 => suite.tolerance.attention_bf16,
+                KvFormat::Bf16 | KvFormat::Fp8 => suite.tolerance.attention_bf16,
             };
             // A dominant sink leaves next to nothing: exp(-60) of the values.
             assert_close(&what, &got, &want, self.heads * self.dim, tolerance);
@@ -221,6 +224,7 @@ impl Reference {
         let round = |v: &f64| match self.case.format {
             KvFormat::F32 => f64::from(*v as f32),
             KvFormat::Bf16 => half::bf16::from_f32(*v as f32).to_f64(),
+            KvFormat::Fp8 => round_e4m3(f64::from(*v as f32)),
         };
         values.iter().map(round).collect()
     }
@@ -238,6 +242,51 @@ impl Reference {
             out.iter_mut().zip(&v[at..]).for_each(|(o, v)| *o += weight * v);
         }
         out
+    }
+}
+
+/// Rounds to E4M3: three bits of mantissa, exponents from -6, at most 448.
+fn round_e4m3(x: f64) -> f64 {
+    let step = (x.abs().log2().floor().max(-6.0) - 3.0).exp2();
+    ((x / step).round_ties_even() * step).clamp(-448.0, 448.0)
+}
+
+/// Where a row sees itself alone and no sink, its result is its value as the cache holds it.
+fn stored_fp8<B: Backend>(suite: &mut Suite<'_, B>, dim: usize, block_tokens: usize) {
+    let (kind, format) = (AttentionKind::Sliding { window: 1 }, KvFormat::Fp8);
+    let case = Case { heads: 8, kv_heads: 2, dim, block_tokens, format, kind, sink: -60.0 };
+    let mut random = Random(8);
+    let mut values: Vec<f32> = Vec::new();
+    for row in 0..20 {
+        // Magnitudes from below the least to above the largest, some halfway between two.
+        let scale = 2_f32.powi(row - 10);
+        values.extend((0..(case.heads + case.kv_heads) * dim).map(|_| 0.0));
+        values.extend(
+            (0..case.kv_heads * dim)
+                .map(|i| if i % 4 == 0 { scale * (i as f32 + 1.0) / 16.0 } else { scale * random.normal() }),
+        );
+    }
+    let (rows, blocks) = (20, 2 * 20_usize.div_ceil(block_tokens) + 2);
+    for single in [false, true] {
+        let mut kv = suite.backend.kv(case.shape(blocks)).unwrap();
+        let mut got = Vec::new();
+        let steps: Vec<_> = if single { (0..rows).map(|row| row..row + 1).collect() } else { vec![0..rows] };
+        for step in steps {
+            let table = case.table(0, step.start, step.end, 0, blocks);
+            let mut qkv = suite.upload(&values[step.start * case.width()..step.end * case.width()], case.width());
+            let sequence = case.sequence(0..step.len(), step.start as u32, &table);
+            let out = case.step(suite.backend, &mut kv, &mut qkv, &[sequence]);
+            got.extend(suite.download(&out, step.len(), case.heads * dim));
+        }
+        for (row, (got, row_values)) in got.chunks(case.heads * dim).zip(values.chunks(case.width())).enumerate() {
+            let stored = &row_values[(case.heads + case.kv_heads) * dim..];
+            for (i, got) in got.iter().enumerate() {
+                let (head, d) = (i / dim / (case.heads / case.kv_heads), i % dim);
+                let want = round_e4m3(f64::from(stored[head * dim + d]));
+                let error = (f64::from(*got) - want).abs();
+                assert!(error <= 1e-6 * want.abs(), "FP8, width {dim}, row {row}: {got} where {want} is stored");
+            }
+        }
     }
 }
 

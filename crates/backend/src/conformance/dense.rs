@@ -1,4 +1,4 @@
-//! Matrix products and the q8 format.
+//! Matrix products, and how weights are held.
 
 use super::{
     Suite, assert_close,
@@ -7,7 +7,7 @@ use super::{
 use crate::{Backend, DenseFormat};
 
 pub(super) fn run<B: Backend>(suite: &mut Suite<'_, B>) {
-    for format in [DenseFormat::Bf16, DenseFormat::Q8] {
+    for format in DenseFormat::ALL {
         for (features, cols) in [(1, 32), (16, 64), (17, 96), (777, 320), (512, 256), (24, 1440)] {
             linear(suite, format, features, cols, &[1, 2, 3, 5, 8, 9, 33]);
         }
@@ -70,14 +70,36 @@ fn round_trip<B: Backend>(
     let held = held(suite, matrix, weight.len() / cols, cols);
     for (held, weight) in held.chunks(32).zip(weight.chunks(32)) {
         let largest = weight.iter().fold(0.0_f64, |m, w| m.max(w.abs()));
-        // A scale may be rounded to BF16, upwards: a step grows by 2^-7 at most.
-        let step = if format == DenseFormat::Q8 { largest / 127.0 * (1.0 + 1.0 / 128.0) } else { 0.0 };
+        let step = match format {
+            DenseFormat::Bf16 => 0.0,
+            // A scale may be rounded to BF16, upwards: a step grows by 2^-7 at most.
+            DenseFormat::Q8 => largest / 127.0 * (1.0 + 1.0 / 128.0),
+            // Codes 4 and 6, where 4 is at most the largest magnitude; what lies above 6 is as close.
+            DenseFormat::Mxfp4 => {
+                best_mxfp4(held, weight, largest);
+                largest / 2.0
+            }
+        };
         for (held, weight) in held.iter().zip(weight) {
             let error = (held - weight).abs();
             assert!(error <= 0.5 * step + 1e-6 * largest, "{format:?}: {weight} held as {held}, step {step}");
         }
     }
     held
+}
+
+/// Checks that a group's squared error is the smaller one of its two scales.
+fn best_mxfp4(held: &[f64], weight: &[f64], largest: f64) {
+    const MAGNITUDES: [f64; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+    let nearest = |scale: f64, w: &f64| {
+        let errors = MAGNITUDES.iter().map(|m| (m * scale - w.abs()).powi(2));
+        errors.fold(f64::INFINITY, f64::min)
+    };
+    let error = |scale: f64| weight.iter().map(|w| nearest(scale, w)).sum::<f64>();
+    let scale = largest.log2().floor().exp2() / 4.0;
+    let best = error(scale).min(error(2.0 * scale));
+    let found: f64 = held.iter().zip(weight).map(|(h, w)| (h - w).powi(2)).sum();
+    assert!((found - best).abs() <= 1e-5 * best, "MXFP4: squared error {found:e} where {best:e} is to be had");
 }
 
 /// All-zero groups, of weights and of activations, give zeroes and not NaN.

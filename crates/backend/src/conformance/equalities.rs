@@ -4,11 +4,11 @@ use crate::{AttentionKind, Backend, DenseFormat, KvFormat};
 /// The equalities of exact mode, to the bit: a row in a batch of strangers gives what it gives alone, and a prompt in
 /// chunks what it gives whole, wherever its blocks lie.
 pub fn equalities<B: Backend>(backend: &B) {
-    for format in [DenseFormat::Bf16, DenseFormat::Q8] {
+    for format in DenseFormat::ALL {
         linear(backend, format);
     }
     experts(backend);
-    for format in [KvFormat::F32, KvFormat::Bf16] {
+    for format in KvFormat::ALL {
         for kind in [AttentionKind::Full, AttentionKind::Sliding { window: 128 }, AttentionKind::Sliding { window: 7 }]
         {
             attention(backend, Case { heads: 16, kv_heads: 2, dim: 32, block_tokens: 16, format, kind, sink: 0.3 });

@@ -9,7 +9,7 @@ use super::{
 use crate::{AttentionContext, AttentionKind, Backend, Batch, DenseFormat, KvFormat};
 
 pub(super) fn run<B: Backend>(suite: &mut Suite<'_, B>) {
-    for format in [DenseFormat::Bf16, DenseFormat::Q8] {
+    for format in DenseFormat::ALL {
         for n in [1, 2, 7, 8, 9, 40] {
             norm_linear_add(suite, format, n);
         }
@@ -19,7 +19,9 @@ pub(super) fn run<B: Backend>(suite: &mut Suite<'_, B>) {
     }
     for kind in [AttentionKind::Full, AttentionKind::Sliding { window: 128 }] {
         // Steps of decoding over a window's edge and far enough for several splits; two prompts beside each other.
-        decode(suite, kind);
+        for format in [KvFormat::Bf16, KvFormat::Fp8] {
+            decode(suite, kind, format);
+        }
     }
 }
 
@@ -81,8 +83,8 @@ fn norm_route_moe<B: Backend>(suite: &mut Suite<'_, B>, n: usize) {
     assert_close(&what, &suite.read(&got, n, HIDDEN), &expected, HIDDEN, suite.tolerance.moe);
 }
 
-fn decode<B: Backend>(suite: &mut Suite<'_, B>, kind: AttentionKind) {
-    let case = Case { heads: 16, kv_heads: 2, dim: 64, block_tokens: 16, format: KvFormat::Bf16, kind, sink: 0.3 };
+fn decode<B: Backend>(suite: &mut Suite<'_, B>, kind: AttentionKind, format: KvFormat) {
+    let case = Case { heads: 16, kv_heads: 2, dim: 64, block_tokens: 16, format, kind, sink: 0.3 };
     let (backend, blocks, width) = (suite.backend, 64, 20 * 64);
     let mut random = Random(5);
     let mut pools = [backend.kv(case.shape(blocks)).unwrap(), backend.kv(case.shape(blocks)).unwrap()];
@@ -112,7 +114,7 @@ fn decode<B: Backend>(suite: &mut Suite<'_, B>, kind: AttentionKind) {
             out
         });
         let [want, got] = outs.map(|out| suite.read(&out, 2 * rows, case.heads * case.dim));
-        let what = format!("rotation, storing and {kind:?} attention, {rows} rows from {position}");
+        let what = format!("rotation, storing and {kind:?} attention, {format:?}, {rows} rows from {position}");
         assert_close(&what, &got, &widen(&want), case.heads * case.dim, suite.tolerance.attention_bf16);
         position += rows;
     }

@@ -26,7 +26,7 @@ pub struct Tolerance {
     /// Attention over an f32 cache. Activations stay f32 in both modes.
     pub attention_f32: f64,
     /// Attention over a BF16 cache. The reference rounds keys and values too, but from f64: now and then one falls on
-    /// the other side of a tie, which is half a unit of the last place, 2^-9.
+    /// the other side of a tie, which is half a unit of the last place, 2^-9. FP8 has the same bound: its ties are rarer.
     pub attention_bf16: f64,
     /// Everything that only rounds to f32.
     pub f32: f64,

@@ -86,6 +86,7 @@ pub(crate) fn rope_store(
     let store = match &mut kv.store {
         KvStore::F32(values) => SharedKv::F32(Shared::new(values)),
         KvStore::Bf16(values) => SharedKv::Bf16(Shared::new(values)),
+        KvStore::Fp8(values) => SharedKv::Fp8(Shared::new(values)),
     };
     let one_row = |index: usize| {
         let place = &places[index];
@@ -102,6 +103,7 @@ pub(crate) fn rope_store(
                 match store {
                     SharedKv::F32(pool) => layout.store(pool, at, key, value),
                     SharedKv::Bf16(pool) => layout.store(pool, at, key, value),
+                    SharedKv::Fp8(pool) => layout.store(pool, at, key, value),
                 }
             }
         }
@@ -118,6 +120,7 @@ pub(crate) fn rope_store(
 enum SharedKv {
     F32(Shared<f32>),
     Bf16(Shared<u16>),
+    Fp8(Shared<u8>),
 }
 
 /// Cosine and sine of every pair, times the concentration. The angle is an f32 product, as in the references; its cosine is
@@ -178,6 +181,7 @@ impl Attention<'_> {
         match &self.kv.store {
             KvStore::F32(kv) => self.one_of(isa, place, head, kv),
             KvStore::Bf16(kv) => self.one_of(isa, place, head, kv),
+            KvStore::Fp8(kv) => self.one_of(isa, place, head, kv),
         }
     }
 

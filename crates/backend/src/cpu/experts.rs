@@ -1,7 +1,8 @@
 use super::{
-    dot::{GROUP, mxfp4_scale_bytes, mxfp4_tile_bytes},
+    dot::{GROUP, mxfp4_tile_bytes},
     math::from_bf16,
     matrix::Failure,
+    mxfp4::pack_row,
     pages::{Pages, Shared},
     pool::Pool,
     simd::LANES,
@@ -126,40 +127,10 @@ impl TilePair {
             let out = unsafe { out.slice((self.pair * 2 + tile) * bytes, bytes) };
             for lane in 0..LANES {
                 let row = if self.interleaved { 2 * lane + tile } else { tile * LANES + lane };
-                self.pack_row(row, lane, &nibbles, &exponents, out);
+                let (nibbles, exponents) = (&nibbles[row * self.cols / 2..], &exponents[row * self.cols / GROUP..]);
+                pack_row(nibbles, exponents, lane, self.cols, out);
             }
         }
         Ok(())
-    }
-
-    fn pack_row(&self, row: usize, lane: usize, nibbles: &[u8], exponents: &[u8], out: &mut [u8]) {
-        let groups = self.cols / GROUP;
-        let (scales, data) = out.split_at_mut(mxfp4_scale_bytes(self.cols));
-        for (group, exponent) in exponents[row * groups..][..groups].iter().enumerate() {
-            scales[group * LANES + lane] = *exponent;
-        }
-        let row = &nibbles[row * self.cols / 2..][..self.cols / 2];
-        for (eight, bytes) in row.chunks_exact(4).enumerate() {
-            let packed = shuffle_nibbles(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
-            data[eight * 64 + lane * 4..][..4].copy_from_slice(&packed.to_le_bytes());
-        }
-    }
-}
-
-/// Columns 0..8 in ascending nibbles to columns 0..4 in low and 4..8 in high nibbles: a perfect shuffle.
-fn shuffle_nibbles(x: u32) -> u32 {
-    let t = (x ^ (x >> 8)) & 0x0000_ff00;
-    let x = x ^ t ^ (t << 8);
-    let t = (x ^ (x >> 4)) & 0x00f0_00f0;
-    x ^ t ^ (t << 4)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nibbles_shuffle() {
-        assert_eq!(shuffle_nibbles(0x7654_3210), 0x7362_5140);
     }
 }

@@ -1,5 +1,5 @@
 use super::{
-    math::to_bf16,
+    math::{from_e4m3, to_bf16, to_e4m3},
     pages::{Pages, Plain, Shared},
     simd::{LANES, Simd},
 };
@@ -17,6 +17,8 @@ pub struct CpuKv {
 pub(crate) enum KvStore {
     F32(Pages<f32>),
     Bf16(Pages<u16>),
+    /// E4M3.
+    Fp8(Pages<u8>),
 }
 
 /// Where things are within the pool, in elements.
@@ -40,6 +42,7 @@ impl CpuKv {
         let store = match shape.format {
             KvFormat::F32 => KvStore::F32(Pages::zeroed(len, "the KV cache")?),
             KvFormat::Bf16 => KvStore::Bf16(Pages::zeroed(len, "the KV cache")?),
+            KvFormat::Fp8 => KvStore::Fp8(Pages::zeroed(len, "the KV cache")?),
         };
         Ok(Self { shape, store })
     }
@@ -54,6 +57,7 @@ impl CpuKv {
             match &mut self.store {
                 KvStore::F32(values) => values.copy_within(from * len..(from + 1) * len, to * len),
                 KvStore::Bf16(values) => values.copy_within(from * len..(from + 1) * len, to * len),
+                KvStore::Fp8(values) => values.copy_within(from * len..(from + 1) * len, to * len),
             }
         }
         Ok(())
@@ -142,5 +146,24 @@ impl KvElement for u16 {
     unsafe fn load<S: Simd>(p: *const Self) -> S::F {
         // SAFETY: the caller's.
         unsafe { S::load_bf16(p) }
+    }
+}
+
+/// E4M3.
+impl KvElement for u8 {
+    fn from_f32(x: f32) -> Self {
+        to_e4m3(x)
+    }
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const Self) -> S::F {
+        let mut lanes = [0.0; LANES];
+        // SAFETY: the caller guarantees 16 values.
+        let codes = unsafe { p.cast::<[u8; LANES]>().read_unaligned() };
+        for l in 0..LANES {
+            lanes[l] = from_e4m3(codes[l]);
+        }
+        // SAFETY: there are 16.
+        unsafe { S::load(lanes.as_ptr()) }
     }
 }

@@ -61,9 +61,56 @@ pub(crate) fn from_bf16(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
 
+/// Rounds to E4M3, ties to even; beyond 448 it saturates. NaN stays NaN.
+#[inline(always)]
+pub(crate) fn to_e4m3(x: f32) -> u8 {
+    const LARGEST: u8 = 0x7e;
+    const LEAST_NORMAL: f32 = 1.0 / 64.0;
+    let (bits, magnitude) = (x.to_bits(), x.abs());
+    let sign = (bits >> 24) as u8 & 0x80;
+    let code = if x.is_nan() {
+        0x7f
+    } else if magnitude >= 448.0 {
+        LARGEST
+    } else if magnitude < LEAST_NORMAL {
+        // In units of 2^-9; 8 of them are the least normal number, and so is the code 8.
+        (magnitude * 512.0).round_ties_even() as u8
+    } else {
+        // Twenty bits of the mantissa go; the exponent's bias is 7, not 127.
+        let rounded = (bits & 0x7fff_ffff) + 0x0007_ffff + (bits >> 20 & 1);
+        ((rounded >> 20) - (120 << 3)).min(u32::from(LARGEST)) as u8
+    };
+    sign | code
+}
+
+/// Widens E4M3, subnormals included.
+#[inline(always)]
+pub(crate) fn from_e4m3(code: u8) -> f32 {
+    const SCALE: f32 = f32::from_bits((127 + 120) << 23);
+    if code & 0x7f == 0x7f {
+        return f32::NAN;
+    }
+    f32::from_bits(u32::from(code & 0x80) << 24 | u32::from(code & 0x7f) << 20) * SCALE
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn e4m3_rounds_to_the_nearest() {
+        let values: Vec<f32> = (0..0x7f).map(from_e4m3).collect();
+        assert_eq!((values[1], values[8], values[0x38], values[0x7e]), (2_f32.powi(-9), 2_f32.powi(-6), 1.0, 448.0));
+        for (code, pair) in values.windows(2).enumerate() {
+            let (low, high, middle) = (code as u8, code as u8 + 1, (pair[0] + pair[1]) / 2.0);
+            assert!(pair[0] < pair[1]);
+            assert_eq!(to_e4m3(pair[0]), low);
+            assert_eq!(to_e4m3(middle), if low % 2 == 0 { low } else { high }, "tie after {low}");
+            assert_eq!((to_e4m3(middle.next_down()), to_e4m3(-middle.next_up())), (low, high | 0x80));
+        }
+        assert_eq!([460.0, 1e30, f32::INFINITY].map(to_e4m3), [0x7e; 3]);
+        assert!(from_e4m3(to_e4m3(f32::NAN)).is_nan());
+    }
 
     #[test]
     fn exp_is_close_everywhere() {

@@ -1,8 +1,9 @@
 use std::sync::{Mutex, PoisonError};
 
 use super::{
-    dot::{GROUP, bf16_tile_bytes, q8_scale_bytes, q8_tile_bytes},
+    dot::{GROUP, bf16_tile_bytes, mxfp4_tile_bytes, q8_scale_bytes, q8_tile_bytes},
     math::{from_bf16, to_bf16},
+    mxfp4::quantise_row,
     pages::{Pages, Shared},
     pool::Pool,
     rows::round,
@@ -43,6 +44,7 @@ impl CpuMatrix {
             match format {
                 DenseFormat::Bf16 => pack_bf16(&raw, cols, out),
                 DenseFormat::Q8 => pack_q8(&raw, cols, out),
+                DenseFormat::Mxfp4 => pack_mxfp4(&raw, cols, out),
             }
         });
         failure.into_result().map(|()| matrix)
@@ -58,6 +60,7 @@ impl CpuMatrix {
         match self.format {
             DenseFormat::Bf16 => bf16_tile_bytes(self.cols),
             DenseFormat::Q8 => q8_tile_bytes(self.cols),
+            DenseFormat::Mxfp4 => mxfp4_tile_bytes(self.cols),
         }
     }
 
@@ -101,17 +104,28 @@ fn pack_q8(raw: &[u8], cols: usize, out: &mut [u8]) {
     data.fill(128);
     for (lane, row) in raw.chunks_exact(cols * 2).enumerate() {
         for (group, bytes) in row.chunks_exact(GROUP * 2).enumerate() {
-            let mut values = [0.0; GROUP];
-            for (v, b) in values.iter_mut().zip(bytes.chunks_exact(2)) {
-                *v = from_bf16(u16::from_le_bytes([b[0], b[1]]));
-            }
-            let (scale, quantised) = quantise_group(&values);
+            let (scale, quantised) = quantise_group(&widened(bytes));
             scales[group * 32 + lane * 2..][..2].copy_from_slice(&scale.to_le_bytes());
             for (four, q) in quantised.chunks_exact(4).enumerate() {
                 data[(group * 8 + four) * 64 + lane * 4..][..4].copy_from_slice(q);
             }
         }
     }
+}
+
+fn pack_mxfp4(raw: &[u8], cols: usize, out: &mut [u8]) {
+    for (lane, row) in raw.chunks_exact(cols * 2).enumerate() {
+        quantise_row(row, lane, cols, out);
+    }
+}
+
+/// A group of BF16 values.
+pub(crate) fn widened(bytes: &[u8]) -> [f32; GROUP] {
+    let mut values = [0.0; GROUP];
+    for (v, b) in values.iter_mut().zip(bytes.chunks_exact(2)) {
+        *v = from_bf16(u16::from_le_bytes([b[0], b[1]]));
+    }
+    values
 }
 
 /// A group's BF16 scale and its values plus 128. The scale is rounded up, so that no magnitude passes 127.

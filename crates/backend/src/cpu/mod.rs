@@ -13,6 +13,7 @@ mod linear;
 mod math;
 mod matrix;
 mod moe;
+mod mxfp4;
 mod norm;
 mod pages;
 mod pool;
@@ -288,6 +289,12 @@ impl Backend for CpuBackend {
                 let mut scratch = self.scratch();
                 let x = self.quantise(x, n, scratch.split.rows(n, x.width)?);
                 self.multiply::<Q8Split>(x, n, weight, bias, to);
+            }
+            (DenseFormat::Mxfp4, Precision::Exact) => self.multiply::<Mxfp4F32>(self.plain(x), n, weight, bias, to),
+            (DenseFormat::Mxfp4, Precision::Fast) => {
+                let mut scratch = self.scratch();
+                let x = self.quantise(x, n, scratch.split.rows(n, x.width)?);
+                self.multiply::<Mxfp4Split>(x, n, weight, bias, to);
             }
         }
         Ok(())

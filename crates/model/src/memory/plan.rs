@@ -203,12 +203,14 @@ impl<'a> Sizes<'a> {
         let dense = match request.dense {
             DenseFormat::Bf16 => "BF16",
             DenseFormat::Q8 => "8-bit, scales included",
+            DenseFormat::Mxfp4 => "MXFP4",
         };
         let attention_and_head = weights.attention + weights.lm_head;
         let attention_scales = weights.dense_scales * weights.attention / attention_and_head.max(1);
         let kv = match request.kv {
             KvFormat::F32 => "F32",
             KvFormat::Bf16 => "BF16",
+            KvFormat::Fp8 => "FP8",
         };
         let pool = |blocks: u32| format!("{kv}, {} tokens", u64::from(blocks) * u64::from(request.block_tokens));
         let line = |what, bytes, note: String| MemoryLine { what, bytes, note };

@@ -65,6 +65,7 @@ fn bytes_per_token_are_the_published_ones() {
         (Config::gpt_oss_20b(), DenseFormat::Q8, ["1.269", "0.637", "0.579", "2.49"]),
         (Config::gpt_oss_120b(), DenseFormat::Bf16, ["1.904", "1.911", "1.158", "5.00"]),
         (Config::gpt_oss_120b(), DenseFormat::Q8, ["1.904", "0.956", "0.579", "3.47"]),
+        (Config::gpt_oss_120b(), DenseFormat::Mxfp4, ["1.904", "0.478", "0.290", "2.70"]),
     ];
     for (config, dense, expected) in cases {
         let bytes = bytes_per_token(&config, dense, &Shard::undivided(&config));

@@ -46,22 +46,24 @@ pub(super) fn weight_bytes(config: &Config, counting: Counting<'_>) -> WeightByt
     let router = all_experts * hidden * 2 + all_experts * vector_bytes;
     WeightBytes {
         embedding: config.vocab as u64 * hidden * 2,
-        attention: attention * dense_bytes(dense),
+        attention: dense_bytes(dense, attention),
         experts: layers * experts * mxfp4_bytes(3 * units * hidden),
         small: layers * (router + (attention_vectors + expert_vectors + norms) * vector_bytes) + hidden * vector_bytes,
-        lm_head: lm_head * dense_bytes(dense),
+        lm_head: dense_bytes(dense, lm_head),
         dense_scales: match dense {
             DenseFormat::Bf16 => 0,
             DenseFormat::Q8 => (attention + lm_head) / 32 * 2,
+            DenseFormat::Mxfp4 => (attention + lm_head) / 32,
         },
     }
 }
 
-/// Bytes of a weight, scales not counted.
-fn dense_bytes(format: DenseFormat) -> u64 {
+/// Bytes of so many weights, scales not counted.
+fn dense_bytes(format: DenseFormat, weights: u64) -> u64 {
     match format {
-        DenseFormat::Bf16 => 2,
-        DenseFormat::Q8 => 1,
+        DenseFormat::Bf16 => 2 * weights,
+        DenseFormat::Q8 => weights,
+        DenseFormat::Mxfp4 => weights / 2,
     }
 }
 

@@ -105,22 +105,3 @@ pub fn relative_error(got: &[f32], want: &[f32]) -> f64 {
     let difference: f64 = got.iter().zip(want).map(|(g, w)| square(g - w)).sum();
     (difference / want.iter().map(|w| square(*w)).sum::<f64>()).sqrt()
 }
-
-/// Kullback-Leibler divergence of `got` from `want`, both logits.
-pub fn divergence(want: &[f32], got: &[f32]) -> f64 {
-    let (want, got) = (log_softmax(want), log_softmax(got));
-    want.iter().zip(&got).map(|(w, g)| w.exp() * (w - g)).sum()
-}
-
-fn log_softmax(logits: &[f32]) -> Vec<f64> {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|l| f64::from(l - max).exp()).sum();
-    logits.iter().map(|l| f64::from(l - max) - sum.ln()).collect()
-}
-
-/// Index of the largest value, and by how much it beats the second.
-pub fn top(logits: &[f32]) -> (usize, f32) {
-    let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap();
-    let second = logits.iter().enumerate().filter(|(i, _)| *i != best).map(|(_, l)| *l).fold(f32::MIN, f32::max);
-    (best, logits[best] - second)
-}

@@ -2,6 +2,7 @@
 
 mod demo;
 mod equalities;
+mod formats;
 mod golden;
 mod harness;
 #[path = "../sharded/links.rs"]

@@ -6,10 +6,10 @@ use std::path::Path;
 use tandem_backend::{DenseFormat, KvFormat, Precision};
 use tandem_link::TransportKind;
 use tandem_model::{ExpertSplit, Formats, Model, ShardPlan};
-use tandem_testkit::{CheckpointSpec, golden};
+use tandem_testkit::{CheckpointSpec, Distance, golden};
 
 use crate::equalities::{assert_bits, long_prompt};
-use crate::golden::{Distance, EXACT_ERROR_MAX};
+use crate::golden::{EXACT_ERROR_MAX, check, compare};
 use crate::harness::{Harness, Part, relative_error};
 use crate::links::links;
 
@@ -123,8 +123,11 @@ fn fast_shards_stay_close_to_the_undivided_exact_model() {
                 let formats = Formats { dense, kv: KvFormat::Bf16 };
                 let mut fast = together(folder.path(), Precision::Fast, formats, *world, experts);
                 let mut distance = Distance::default();
-                golden(name).unwrap().iter().for_each(|prompt| distance.add(&prompt.tokens, &mut exact, &mut fast));
-                distance.check(&format!("{name}: fast {dense:?} over {world}, {experts:?}, from exact {dense:?}"));
+                golden(name)
+                    .unwrap()
+                    .iter()
+                    .for_each(|prompt| compare(&mut distance, &prompt.tokens, &mut exact, &mut fast));
+                check(&distance, &format!("{name}: fast {dense:?} over {world}, {experts:?}, from exact {dense:?}"));
             }
         }
     }

@@ -86,6 +86,7 @@ impl Backend for Holding<'_> {
         let bytes = match format {
             DenseFormat::Bf16 => 2 * values,
             DenseFormat::Q8 => values + values / 32 * 2,
+            DenseFormat::Mxfp4 => values / 2 + values / 32,
         };
         self.note(|held| held.matrices += bytes);
         Ok(())

@@ -45,7 +45,7 @@ fn planned(plan: &MemoryPlan, names: &[&str]) -> u64 {
 fn a_rank_holds_what_was_planned_for_it() {
     for kind in SyntheticKind::ALL {
         let store = Synthetic::new(kind);
-        for dense in [DenseFormat::Bf16, DenseFormat::Q8] {
+        for dense in DenseFormat::ALL {
             let whole = load(&store, dense, ShardPlan::UNDIVIDED, false);
             for experts in SPLITS {
                 for shard in [vec![ShardPlan::UNDIVIDED], ShardPlan::all(2, experts)].concat() {

@@ -1,0 +1,65 @@
+//! What number formats cost on the GPU: each against BF16 throughout, over the same prompts.
+
+use std::path::Path;
+
+use tandem_backend::{DenseFormat, KvFormat};
+use tandem_model::Formats;
+use tandem_testkit::{Conversation, Distance, demo_conversations, golden, write_demo};
+
+use crate::golden::{BF16, FILES, Gpu, checkpoint};
+
+/// What a format may cost on any of the models, mean divergence: about twice what the CPU shows (`docs/numerics.md`).
+fn most(Formats { dense, kv }: Formats) -> f64 {
+    let dense = match dense {
+        DenseFormat::Bf16 => 0.0,
+        DenseFormat::Q8 => 1e-2,
+        DenseFormat::Mxfp4 => 0.6,
+    };
+    let kv = match kv {
+        KvFormat::F32 | KvFormat::Bf16 => 2e-3,
+        KvFormat::Fp8 => 8e-2,
+    };
+    dense + kv
+}
+
+/// By the kernels for many rows, and, token by token, by those that decode.
+#[test]
+fn every_format_costs_about_what_it_does_on_the_cpu() {
+    for (name, spec) in FILES {
+        let folder = checkpoint(&spec);
+        let prompts: Vec<_> = golden(name).unwrap().into_iter().map(|prompt| prompt.tokens).collect();
+        for (how, chunk) in [("in chunks", 32), ("one by one", 1)] {
+            compare(&format!("golden {name}, {how}"), folder.path(), &prompts, chunk);
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    write_demo(folder.path()).unwrap();
+    let conversations: Vec<_> = demo_conversations().unwrap().iter().map(Conversation::tokens).collect();
+    compare("demonstration model, in chunks", folder.path(), &conversations, 32);
+}
+
+fn compare(name: &str, folder: &Path, prompts: &[Vec<u32>], chunk: usize) {
+    let open = |formats: Formats| Gpu::open(&format!("{name}, {formats:?}"), folder, formats, false);
+    let Some(mut shipped) = open(BF16) else { return };
+    let formats =
+        DenseFormat::ALL.into_iter().flat_map(|dense| [KvFormat::Bf16, KvFormat::Fp8].map(|kv| Formats { dense, kv }));
+    let others = formats.filter(|formats| (formats.dense, formats.kv) != (BF16.dense, BF16.kv));
+    let mut others: Vec<_> =
+        others.filter_map(|formats| Some((formats, open(formats)?, Distance::default()))).collect();
+    for tokens in prompts {
+        for start in (0..tokens.len()).step_by(chunk) {
+            let some = &tokens[start..tokens.len().min(start + chunk)];
+            let want = shipped.step(&[some], start);
+            for (_, gpu, distance) in &mut others {
+                let got = gpu.step(&[some], start);
+                want.iter().zip(&got).for_each(|(want, got)| distance.add(want, got));
+            }
+        }
+    }
+    for (formats, _, distance) in others {
+        let what = format!("{name}: {:?}, KV {:?}, from BF16 throughout", formats.dense, formats.kv);
+        distance.print(&what);
+        let (mean, most) = (distance.mean(), most(formats));
+        assert!(mean <= most, "{what}: mean divergence {mean:.2e} > {most:.1e}");
+    }
+}

@@ -1,0 +1,82 @@
+//! What number formats cost, for the documentation: each against BF16 throughout, over the same prompts.
+
+use std::path::Path;
+
+use tandem_backend::{DenseFormat, KvFormat, Precision};
+use tandem_testkit::{CheckpointSpec, Conversation, Distance, demo_conversations, golden, write_demo};
+
+use crate::harness::{Harness, Part};
+
+/// Rows at a time: all logits of a long prompt would fill the memory.
+const CHUNK: usize = 32;
+
+/// What a format may cost on any of the models, mean divergence: about twice what it does.
+fn most(dense: DenseFormat, kv: KvFormat) -> f64 {
+    let dense = match dense {
+        DenseFormat::Bf16 => 0.0,
+        DenseFormat::Q8 => 1e-2,
+        DenseFormat::Mxfp4 => 0.6,
+    };
+    let kv = match kv {
+        KvFormat::F32 | KvFormat::Bf16 => 2e-3,
+        KvFormat::Fp8 => 8e-2,
+    };
+    dense + kv
+}
+
+#[test]
+#[ignore = "minutes of arithmetic: a job of its own in .ci/run"]
+fn what_formats_cost() {
+    for (name, spec) in [("a", CheckpointSpec::A), ("b", CheckpointSpec::B)] {
+        let folder = tempfile::tempdir().unwrap();
+        tandem_testkit::write_hub(folder.path(), &spec).unwrap();
+        let prompts: Vec<_> = golden(name).unwrap().into_iter().map(|prompt| prompt.tokens).collect();
+        compare(&format!("golden {name}"), folder.path(), &prompts);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    write_demo(folder.path()).unwrap();
+    let conversations: Vec<_> = demo_conversations().unwrap().iter().map(Conversation::tokens).collect();
+    compare("demonstration model", folder.path(), &conversations);
+}
+
+/// Every format in exact mode, then in fast mode those that `tandem` takes by default and those it can be asked for together.
+fn formats() -> Vec<(Precision, DenseFormat, KvFormat)> {
+    let mut formats = vec![(Precision::Exact, DenseFormat::Bf16, KvFormat::F32)];
+    for dense in DenseFormat::ALL {
+        formats.extend([KvFormat::Bf16, KvFormat::Fp8].map(|kv| (Precision::Exact, dense, kv)));
+    }
+    formats.extend([DenseFormat::Q8, DenseFormat::Mxfp4].map(|dense| (Precision::Fast, dense, KvFormat::Bf16)));
+    // What everything is compared with.
+    formats.retain(|format| *format != SHIPPED);
+    formats
+}
+
+/// BF16 throughout, computed without further rounding.
+const SHIPPED: (Precision, DenseFormat, KvFormat) = (Precision::Exact, DenseFormat::Bf16, KvFormat::Bf16);
+
+/// Runs all of them over the prompts.
+fn compare(name: &str, folder: &Path, prompts: &[Vec<u32>]) {
+    let open = |precision, dense, kv| Harness::open(folder, precision, dense, kv);
+    let mut shipped = open(SHIPPED.0, SHIPPED.1, SHIPPED.2);
+    let mut others: Vec<_> = formats()
+        .into_iter()
+        .map(|(precision, dense, kv)| {
+            let what = format!("{name}: {precision:?}, {dense:?}, KV {kv:?}, from BF16 throughout");
+            (what, most(dense, kv), open(precision, dense, kv), Distance::default())
+        })
+        .collect();
+    for tokens in prompts {
+        for start in (0..tokens.len()).step_by(CHUNK) {
+            let part = Part { sequence: 0, tokens, range: start..tokens.len().min(start + CHUNK) };
+            let want = shipped.run(std::slice::from_ref(&part));
+            for (_, _, harness, distance) in &mut others {
+                let got = harness.run(std::slice::from_ref(&part));
+                want.iter().zip(&got).for_each(|(want, got)| distance.add(want, got));
+            }
+        }
+    }
+    for (what, most, _, distance) in others {
+        distance.print(&what);
+        assert!(distance.mean() <= most, "{what}: mean divergence {:.2e} > {most:.1e}", distance.mean());
+    }
+}
