@@ -82,8 +82,8 @@ DEVICE void widen8(u32 to, u32 from) {
 // heads / kv_heads divides 128. Every row's own key is in the pool already (rope_store).
 //
 // A block packs the query heads of one key head: 128 (row, head) queries, 32 a warp, so that 64 keys and values in shared
-// memory serve all of them; online softmax in base 2, f32, P rounded to bf16. A sink starts the running maximum and, once,
-// the sum. Blocks of late rows start first: they have the most keys. Keys outside the run's window are not read.
+// memory serve all of them; online softmax in base 2, f32, P rounded to bf16. A sink counts once, at the end: before
+// that a large one would leave P below what F16 holds. Blocks of late rows start first: they have the most keys. Keys outside the run's window are not read.
 // Flops 4 * 64 * heads a (row, key); bytes 256 a key and run from L2, or 128. FP8 costs a second barrier a tile: threads widen
 // what they copied themselves once all warps are done with the tile before.
 //
@@ -108,6 +108,8 @@ DEVICE void attention(const void* __restrict__ q, int q_f32, int q_stride, const
     const int warp_first = start + (warp * 32 >> shift), warp_last = min(start + (warp * 32 + 31 >> shift), last_key);
     const bool warp_works = warp * 32 >> shift < run.count;
 
+    __shared__ float its_sinks[8]; // of the group's heads; there are barriers before they are read
+    if (threadIdx.x < group) its_sinks[threadIdx.x] = sinks ? sinks[kv_head * group + threadIdx.x] * LOG2_E : -1e30f;
     u32 query[2][4][4];
     float maximum[2][2], sum[2][2], o[2][8][4];
 #pragma unroll
@@ -121,8 +123,7 @@ DEVICE void attention(const void* __restrict__ q, int q_f32, int q_stride, const
                 query[m][k][half] = Operand<T>::query(q, at + k * 16, q_f32);
                 query[m][k][half + 2] = Operand<T>::query(q, at + k * 16 + 8, q_f32);
             }
-            maximum[m][half] = sinks ? sinks[head] * LOG2_E : -1e30f;
-            sum[m][half] = sinks && t == 0 ? 1.0f : 0.0f;
+            maximum[m][half] = -1e30f, sum[m][half] = 0.0f;
         }
 #pragma unroll
     for (int m = 0; m < 2; m++)
@@ -247,9 +248,10 @@ DEVICE void attention(const void* __restrict__ q, int q_f32, int q_stride, const
             float total = sum[m][half];
             total += __shfl_xor_sync(0xffffffffu, total, 1);
             total += __shfl_xor_sync(0xffffffffu, total, 2);
-            const float inverse = 1.0f / total;
             const int packed = warp * 32 + m * 16 + half * 8 + g, row = packed >> shift;
             if (row >= run.count) continue;
+            const float sink = its_sinks[packed & group - 1], top = fmaxf(maximum[m][half], sink);
+            const float share = exp2_approx(maximum[m][half] - top), inverse = share / (total * share + exp2_approx(sink - top));
             const u64 at = ((u64)(run.first + row) * heads + kv_head * group + (packed & group - 1)) * DIM;
 #pragma unroll
             for (int n = 0; n < 8; n++) {

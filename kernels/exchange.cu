@@ -27,10 +27,6 @@ DEVICE u64 load_acquire(const u64* word) {
     return value;
 }
 
-DEVICE void store_release(u64* word, u64 value) {
-    asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(word), "l"(value) : "memory");
-}
-
 DEVICE u64 nanoseconds() {
     u64 now;
     asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
@@ -55,13 +51,20 @@ extern "C" __global__ void __launch_bounds__(512)
     int slot = seq & 1;
     u64 begin = blockIdx.x * (u64)blockDim.x + threadIdx.x, stride = (u64)gridDim.x * blockDim.x;
     for (u64 i = begin; i < len / 4; i += stride) ((float4*)lanes.staged[slot])[i] = ((const float4*)part)[i];
-    __threadfence_system();
     __syncthreads();
-    if (threadIdx.x == 0 && atomicAdd(arrived, 1) == gridDim.x - 1) {
-        *arrived = 0;
-        __threadfence_system();
-        for (int peer = 0; peer < lanes.world; peer++)
-            if (peer != lanes.rank) store_release(lanes.tell[peer][slot], wanted);
+    // One thread's fence is enough: what the others wrote before the barrier counts as its own.
+    if (threadIdx.x == 0) {
+        bool last = true;
+        if (gridDim.x > 1) {
+            __threadfence();
+            last = atomicAdd(arrived, 1) == gridDim.x - 1;
+        }
+        if (last) {
+            if (gridDim.x > 1) *arrived = 0;
+            __threadfence_system();
+            for (int peer = 0; peer < lanes.world; peer++)
+                if (peer != lanes.rank) *(volatile u64*)lanes.tell[peer][slot] = wanted;
+        }
     }
     int peer = threadIdx.x;
     if (peer < lanes.world && peer != lanes.rank) await_word(lanes, lanes.flag[peer][slot], wanted);

@@ -20,7 +20,7 @@ const WORLD_MAX: usize = 4;
 const WAIT_MAX: Duration = Duration::from_secs(2);
 const THREADS: usize = 512;
 /// Values that a block takes before another one joins it.
-const BLOCK_VALUES: usize = 8192;
+const BLOCK_VALUES: usize = 3072;
 /// All blocks have to be resident at once.
 const BLOCKS_MAX: usize = 32;
 
