@@ -123,7 +123,7 @@ DEVICE void attention(const void* __restrict__ q, int q_f32, int q_stride, const
                 query[m][k][half] = Operand<T>::query(q, at + k * 16, q_f32);
                 query[m][k][half + 2] = Operand<T>::query(q, at + k * 16 + 8, q_f32);
             }
-            maximum[m][half] = -1e30f, sum[m][half] = 0.0f;
+            maximum[m][half] = -1e20f, sum[m][half] = 0.0f; // far above what masked keys have
         }
 #pragma unroll
     for (int m = 0; m < 2; m++)

@@ -13,7 +13,7 @@ struct Lanes {
     int rank, world;
     float* staged[2];
     u32* abort;                      // not 0: nobody waits any more
-    const u64* first;                // number of the step's first message; written by the host before the step
+    const u64* first;                // number of the step's first message, in device memory
     u64 step;                        // factor of a number in its announcement
     u64 limit;                       // longest wait, ns
     const float* received[WORLD_MAX][2]; // by rank; this rank's own entries are unused
@@ -47,7 +47,7 @@ DEVICE void await_word(const Lanes& lanes, const u64* word, u64 wanted) {
 extern "C" __global__ void __launch_bounds__(512)
     exchange_add(Lanes lanes, int index, const float* part, u64 len, float* into, u32* arrived) {
     wait_for_predecessor();
-    u64 seq = *(const volatile u64*)lanes.first + index, wanted = seq * lanes.step + len * sizeof(float);
+    u64 seq = __ldcg(lanes.first) + index, wanted = seq * lanes.step + len * sizeof(float);
     int slot = seq & 1;
     u64 begin = blockIdx.x * (u64)blockDim.x + threadIdx.x, stride = (u64)gridDim.x * blockDim.x;
     for (u64 i = begin; i < len / 4; i += stride) ((float4*)lanes.staged[slot])[i] = ((const float4*)part)[i];

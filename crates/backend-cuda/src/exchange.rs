@@ -4,6 +4,7 @@ use std::ffi::c_void;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUdeviceptr};
 use tandem_backend::{BackendError, ExchangeMemory};
 
@@ -12,7 +13,7 @@ use crate::buffer::CudaBuffer;
 use crate::device::{Device, failed};
 use crate::few::COUNTER_BYTES;
 use crate::launch::{Argument, Launch};
-use crate::memory::PinnedMemory;
+use crate::memory::{DeviceMemory, PinnedMemory};
 
 /// Ranks that a kernel knows.
 const WORLD_MAX: usize = 4;
@@ -20,15 +21,16 @@ const WORLD_MAX: usize = 4;
 const WAIT_MAX: Duration = Duration::from_secs(2);
 const THREADS: usize = 512;
 /// Values that a block takes before another one joins it.
-const BLOCK_VALUES: usize = 3072;
+const BLOCK_VALUES: usize = 8192;
 /// All blocks have to be resident at once.
 const BLOCKS_MAX: usize = 32;
 
 /// Memory shared with the other ranks, as the device sees it.
 pub(crate) struct Joined {
     lanes: Lanes,
-    /// The number of the step's first message.
-    first: PinnedMemory,
+    /// The number of the step's first message: where the host writes it, and where kernels read it.
+    written: PinnedMemory,
+    first: DeviceMemory,
     /// Exchanges of this step so far.
     count: usize,
     message_bytes: usize,
@@ -49,13 +51,14 @@ impl Joined {
         let at = |address: usize| on_device(&registered, address);
         let both =
             |addresses: [usize; 2]| -> Result<[u64; 2], BackendError> { Ok([at(addresses[0])?, at(addresses[1])?]) };
-        let first = PinnedMemory::new(device, size_of::<u64>())?;
+        let written = PinnedMemory::new(device, size_of::<u64>())?;
+        let first = DeviceMemory::zeroed(device, size_of::<u64>(), "a message's number")?;
         let mut lanes = Lanes {
             rank: memory.rank as i32,
             world: memory.world as i32,
             staged: both(memory.staged)?,
             abort: at(memory.abort)?,
-            first: first.on_device(),
+            first: first.at(0),
             step: memory.announcement_step,
             limit: WAIT_MAX.as_nanos() as u64,
             received: [[0; 2]; WORLD_MAX],
@@ -67,13 +70,17 @@ impl Joined {
             lanes.flag[rank] = both(peer.flag)?;
             lanes.tell[rank] = both(peer.tell)?;
         }
-        Ok(Self { lanes, first, count: 0, message_bytes: memory.message_bytes, _registered: registered })
+        Ok(Self { lanes, written, first, count: 0, message_bytes: memory.message_bytes, _registered: registered })
     }
 
     /// Kernels of the step before must have ended: they read the number where it is written.
-    pub(crate) fn number(&mut self, first: u64) {
+    pub(crate) fn number(&mut self, device: &Device, first: u64) -> Result<(), BackendError> {
         self.count = 0;
-        self.first.as_mut_slice().copy_from_slice(&first.to_ne_bytes());
+        self.written.as_mut_slice().copy_from_slice(&first.to_ne_bytes());
+        device.bind()?;
+        // SAFETY: both have eight bytes; the host does not write again before the stream has been waited for.
+        unsafe { result::memcpy_htod_async(self.first.at(0), self.written.as_slice(), device.stream()) }
+            .map_err(|error| failed("bringing a message's number to the device", error))
     }
 }
 

@@ -90,10 +90,10 @@ impl Backend for CudaBackend {
 
     fn number_exchanges(&self, first: u64) -> Result<(), BackendError> {
         self.device.wait_if_busy()?;
-        if let Some(joined) = &mut self.state().exchange {
-            joined.number(first);
+        match &mut self.state().exchange {
+            Some(joined) => joined.number(&self.device, first),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     fn exchange_add(&self, part: &CudaBuffer, n: usize, into: &mut CudaBuffer) -> Result<(), BackendError> {
