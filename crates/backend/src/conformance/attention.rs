@@ -270,7 +270,8 @@ fn stored_fp8<B: Backend>(suite: &mut Suite<'_, B>, dim: usize, block_tokens: us
     for single in [false, true] {
         let mut kv = suite.backend.kv(case.shape(blocks)).unwrap();
         let mut got = Vec::new();
-        let steps: Vec<_> = if single { (0..rows).map(|row| row..row + 1).collect() } else { vec![0..rows] };
+        let steps: Vec<_> =
+            if single { (0..rows).map(|row| row..row + 1).collect() } else { std::iter::once(0..rows).collect() };
         for step in steps {
             let table = case.table(0, step.start, step.end, 0, blocks);
             let mut qkv = suite.upload(&values[step.start * case.width()..step.end * case.width()], case.width());

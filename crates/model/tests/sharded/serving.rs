@@ -321,18 +321,37 @@ fn a_token_costs_a_few_bytes_of_exchange() {
         let exchanges = links(TransportKind::Shm, 2).into_iter().map(counted).collect();
         let mut group = Group::ranks(&store, ExpertSplit::Slice, exchanges);
         let mut scheduler = Scheduler::new(capacity(&store), EngineSettings::default()).unwrap();
-        let request = Request {
-            prompt: vec![1, 2, 3],
-            max_tokens: 5,
-            sampling,
-            stop_tokens: Vec::new(),
-            prompt_logprobs: None,
-            constraint: None,
-        };
-        let tokens = run(&mut group, &mut scheduler, &[request], true)[0].tokens.len() as u64;
+        let tokens = run(&mut group, &mut scheduler, &[short(sampling)], true)[0].tokens.len() as u64;
         // The group's threads are through with all steps, of which a pipelined one may have been too many.
         drop(group);
         let each = bytes.load(Ordering::Relaxed) / 2;
         assert!((tokens * expected..=(tokens + 1) * expected).contains(&each), "{each} bytes for {tokens} tokens");
+    }
+}
+
+fn short(sampling: Sampling) -> Request {
+    let (prompt, stop_tokens) = (vec![1, 2, 3], Vec::new());
+    Request { prompt, max_tokens: 5, sampling, stop_tokens, prompt_logprobs: None, constraint: None }
+}
+
+/// A rank that is left alone fails the step and does not wait for ever.
+#[test]
+fn a_rank_whose_peer_is_gone_fails_its_step() {
+    let folder = tempfile::tempdir().unwrap();
+    tandem_testkit::write_hub(folder.path(), &CheckpointSpec::SMALL).unwrap();
+    let store = Checkpoint::open(folder.path()).unwrap();
+    for kind in [TransportKind::Shm, TransportKind::Tcp] {
+        let Ok([mut left, gone]) =
+            <[LocalWorker; 2]>::try_from(Group::ranks(&store, ExpertSplit::Whole, links(kind, 2)).0)
+        else {
+            panic!("two ranks")
+        };
+        drop(gone);
+        let now = Instant::now();
+        let mut scheduler = Scheduler::new(capacity(&store), EngineSettings::default()).unwrap();
+        scheduler.submit(RequestId(0), short(Sampling::default()), now).unwrap();
+        left.submit(scheduler.next_plan(now).unwrap()).unwrap();
+        let error = left.next(PATIENCE).unwrap_err().to_string();
+        assert!(error.contains("failed: exchange with the other ranks: "), "{kind}: {error}");
     }
 }
