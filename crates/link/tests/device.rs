@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::time::Instant;
 
+use support::device::{RDMA, with_device};
 use support::{Make, PATIENCE, group, on_all, plain_sum, reduce_and_compare, settings, values};
 use tandem_link::{Endpoint, Link, Region, SLOTS};
 
@@ -115,6 +116,11 @@ fn over_shared_memory() {
 #[test]
 fn over_tcp() {
     (2..=4).for_each(|world| device_and_host_take_turns(TCP, world));
+}
+
+#[test]
+fn over_rdma() {
+    with_device(|| (2..=4).for_each(|world| device_and_host_take_turns(RDMA, world)));
 }
 
 #[test]
