@@ -16,3 +16,4 @@ until grep -qs ffff:0a4e:0001 /sys/class/infiniband/rxe1/ports/1/gids/*; do
     sleep 0.1
 done
 TANDEM_TEST_RDMA_DEVICES=2 ./rdma --test-threads=1 --nocapture
+./device --test-threads=1 over_rdma

@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::time::Instant;
 
+use support::device::{RDMA, with_device};
 use support::{Make, PATIENCE, group, on_all, plain_sum, reduce_and_compare, settings, values};
 use tandem_link::{Endpoint, Link, Region, SLOTS};
 
@@ -18,8 +19,16 @@ const TCP: Make = |settings| Endpoint::tcp(settings, IpAddr::V4(Ipv4Addr::LOCALH
 struct Device {
     rank: usize,
     staged: [usize; SLOTS],
-    /// By rank, without this one: where its message is, its flag, and where to announce ours to it.
-    peers: Vec<(usize, [usize; SLOTS], [usize; SLOTS], [usize; SLOTS])>,
+    /// By rank, without this one.
+    peers: Vec<Peer>,
+}
+
+struct Peer {
+    rank: usize,
+    /// For each slot, where its message is, its flag, and where to announce ours to it.
+    received: [usize; SLOTS],
+    flag: [usize; SLOTS],
+    tell: [usize; SLOTS],
 }
 
 impl Device {
@@ -32,7 +41,8 @@ impl Device {
         };
         let peer = |peer: usize| {
             let flag = both(&|slot| region.flag(peer, slot, 0).as_ptr() as usize);
-            (peer, both(&|slot| region.received(peer, slot) as usize), flag, both(&|slot| tell(peer, slot)))
+            let received = both(&|slot| region.received(peer, slot) as usize);
+            Peer { rank: peer, received, flag, tell: both(&|slot| tell(peer, slot)) }
         };
         let peers = (0..link.world()).filter(|peer| *peer != rank).map(peer).collect();
         Self { rank, staged: both(&|slot| region.staged(slot) as usize), peers }
@@ -49,12 +59,12 @@ impl Device {
         // SAFETY: the slot is this rank's until it is announced, and as long as `count` values.
         unsafe { std::ptr::copy_nonoverlapping(mine.as_ptr(), self.staged[slot] as *mut f32, mine.len()) };
         fence(Ordering::SeqCst);
-        for (.., tell) in &self.peers {
-            word(tell[slot]).store(announcement, Ordering::Release);
+        for peer in &self.peers {
+            word(peer.tell[slot]).store(announcement, Ordering::Release);
         }
         let started = Instant::now();
         let mut parts = vec![(self.rank, mine.to_vec())];
-        for (peer, received, flag, _) in &self.peers {
+        for Peer { rank: peer, received, flag, .. } in &self.peers {
             while word(flag[slot]).load(Ordering::Acquire) != announcement {
                 assert!(started.elapsed() < PATIENCE, "message {seq} of rank {peer} never came");
                 std::thread::yield_now();
@@ -106,6 +116,11 @@ fn over_shared_memory() {
 #[test]
 fn over_tcp() {
     (2..=4).for_each(|world| device_and_host_take_turns(TCP, world));
+}
+
+#[test]
+fn over_rdma() {
+    with_device(|| (2..=4).for_each(|world| device_and_host_take_turns(RDMA, world)));
 }
 
 #[test]

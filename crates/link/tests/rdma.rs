@@ -7,22 +7,10 @@ use std::env;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use support::device::{RDMA, with_device};
 use support::machines::Machines;
-use support::{Make, failure, process, reduce_and_compare, settings};
+use support::{failure, process, reduce_and_compare, settings};
 use tandem_link::{Endpoint, LinkError, RdmaChoice, Settings};
-
-const RDMA: Make = |settings| Endpoint::rdma(settings, &RdmaChoice::default());
-
-/// Runs the body if there is a device.
-fn with_device(body: impl FnOnce()) {
-    match RDMA(&settings(4096)) {
-        Ok(_) => body(),
-        Err(error) => {
-            assert!(env::var_os("TANDEM_TEST_RDMA").is_none(), "{error}");
-            eprintln!("skipped: {error}");
-        }
-    }
-}
 
 #[test]
 fn equals_a_plain_sum_in_rank_order() {

@@ -1,6 +1,7 @@
 //! What holds on every transport: each test file runs these bodies with endpoints of its own.
 #![allow(dead_code, reason = "not every transport's tests use all of it")]
 
+pub mod device;
 pub mod failure;
 pub mod machines;
 pub mod process;
