@@ -13,7 +13,7 @@ use tandem_engine::{Engine, EngineSettings};
 use tandem_grammar::Masks;
 use tandem_model::inspect::Report;
 use tandem_model::memory::{
-    Computing, MemoryPlan, MemoryRequest, MemoryTable, available_memory, bytes_per_token, plan_memory,
+    BytesPerToken, Computing, MemoryPlan, MemoryRequest, MemoryTable, available_memory, bytes_per_token, plan_memory,
 };
 use tandem_model::{
     Checkpoint, Config, Counted, Formats, LocalWorker, Model, Runner, Shard, ShardPlan, Synthetic, SyntheticKind,
@@ -86,6 +86,8 @@ pub fn load(args: &ModelArgs, progress: Progress) -> Result<Loaded> {
     place.announce(args);
     let plan = plan(config, args, &numbers)?;
     announce_plan(&plan);
+    let reads = bytes_per_token(config, numbers.dense, &Shard::undivided(config));
+    announce_reads(&reads, &plan);
     let report = Report::new(config, &memory_request(args)?);
     let formats = Formats { dense: numbers.dense, kv: numbers.kv };
     // The first request should not pay for reading the vocabulary.
@@ -115,7 +117,7 @@ pub fn load(args: &ModelArgs, progress: Progress) -> Result<Loaded> {
         device,
         formats: numbers.to_string(),
         memory: plan.table,
-        weight_bytes_per_token: bytes_per_token(config, numbers.dense, &Shard::undivided(config)).total(),
+        weight_bytes_per_token: reads.total(),
         notice: source.notice,
     })
 }
@@ -241,6 +243,21 @@ fn announce_plan(plan: &MemoryPlan) {
     info!(
         "context: {} tokens, each {} bytes of KV in full layers; sliding layers keep {} tokens a stream at {} bytes",
         plan.capacity.context, plan.full_kv_bytes_per_token, plan.capacity.window, plan.sliding_kv_bytes_per_token
+    );
+}
+
+/// What the formats cost a decoded token, scales included.
+fn announce_reads(reads: &BytesPerToken, plan: &MemoryPlan) {
+    let gb = |bytes: u64| bytes as f64 / 1e9;
+    info!(
+        "a token alone reads {:.2} GB of weights (experts {:.2}, attention {:.2}, lm_head {:.2}, their scales {:.2}) and {} bytes of keys and \
+         values for every token before it",
+        gb(reads.total()),
+        gb(reads.experts),
+        gb(reads.attention),
+        gb(reads.lm_head),
+        gb(reads.dense_scales),
+        plan.full_kv_bytes_per_token
     );
 }
 

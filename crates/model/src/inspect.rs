@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use tandem_backend::DenseFormat;
+use tandem_backend::{DenseFormat, KvFormat};
 
 use crate::layout::{Dtype, TensorKind, tensors};
 use crate::memory::{BytesPerToken, MemoryError, MemoryPlan, MemoryRequest, bytes_per_token, plan_memory};
@@ -152,7 +152,23 @@ impl Report {
                 gb(lm_head)
             )?;
         }
-        Ok(())
+        self.write_kv_bytes(f)
+    }
+
+    fn write_kv_bytes(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let config = &self.config;
+        let values = 2 * config.kv_width() * config.layers_of(LayerKind::Full);
+        let formats = KvFormat::ALL.map(|format| format!("{} {}", kv_name(format), values * format.bytes()));
+        let formats = formats.join(", ");
+        writeln!(f, "  and of keys and values, for every token of the context, bytes in full layers: {formats}")
+    }
+}
+
+fn kv_name(format: KvFormat) -> &'static str {
+    match format {
+        KvFormat::F32 => "f32",
+        KvFormat::Bf16 => "bf16",
+        KvFormat::Fp8 => "fp8",
     }
 }
 
@@ -174,8 +190,6 @@ fn write_plan(world: usize, plan: &Result<MemoryPlan, MemoryError>, f: &mut fmt:
 
 #[cfg(test)]
 mod tests {
-    use tandem_backend::KvFormat;
-
     use crate::memory::Computing;
 
     use super::*;
@@ -222,6 +236,8 @@ mod tests {
             "  layers                 36 (18 sliding over 128 tokens, 18 full)",
             "parameters: 116.83 B, of which 5.13 B take part in a token",
             "  bf16     1.904      1.911    1.158   0.000                  0.030  5.003",
+            "  mxfp4    1.904      0.478    0.290   0.048                  0.030  2.749",
+            "  and of keys and values, for every token of the context, bytes in full layers: f32 73728, bf16 36864, fp8 18432",
             "memory on each of two nodes",
         ];
         for line in lines {

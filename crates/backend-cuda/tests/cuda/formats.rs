@@ -34,7 +34,8 @@ fn every_format_costs_about_what_it_does_on_the_cpu() {
     }
     let folder = tempfile::tempdir().unwrap();
     write_demo(folder.path()).unwrap();
-    let conversations: Vec<_> = demo_conversations().unwrap().iter().map(Conversation::tokens).collect();
+    // A fifth of them: of 200,000 logits a position the host takes longer to compare than the GPU to compute.
+    let conversations: Vec<_> = demo_conversations().unwrap().iter().step_by(5).map(Conversation::tokens).collect();
     compare("demonstration model, in chunks", folder.path(), &conversations, 32);
 }
 

@@ -251,44 +251,37 @@ fn round_e4m3(x: f64) -> f64 {
     ((x / step).round_ties_even() * step).clamp(-448.0, 448.0)
 }
 
-/// Where a row sees itself alone and no sink, its result is its value as the cache holds it.
+/// Where a row sees itself alone and no sink, its result is its value as the cache holds it; stored one by one or together.
 fn stored_fp8<B: Backend>(suite: &mut Suite<'_, B>, dim: usize, block_tokens: usize) {
+    const ROWS: usize = 20;
     let (kind, format) = (AttentionKind::Sliding { window: 1 }, KvFormat::Fp8);
     let case = Case { heads: 8, kv_heads: 2, dim, block_tokens, format, kind, sink: -60.0 };
-    let mut random = Random(8);
-    let mut values: Vec<f32> = Vec::new();
-    for row in 0..20 {
-        // Magnitudes from below the least to above the largest, some halfway between two.
-        let scale = 2_f32.powi(row - 10);
-        values.extend((0..(case.heads + case.kv_heads) * dim).map(|_| 0.0));
-        values.extend(
-            (0..case.kv_heads * dim)
-                .map(|i| if i % 4 == 0 { scale * (i as f32 + 1.0) / 16.0 } else { scale * random.normal() }),
-        );
-    }
-    let (rows, blocks) = (20, 2 * 20_usize.div_ceil(block_tokens) + 2);
-    for single in [false, true] {
+    let (group, blocks) = (case.heads / case.kv_heads, 2 * ROWS.div_ceil(block_tokens) + 2);
+    let values: Vec<Vec<f32>> = (0..ROWS).map(|row| fp8_values(row, case.kv_heads * dim)).collect();
+    for chunk in [1, ROWS] {
         let mut kv = suite.backend.kv(case.shape(blocks)).unwrap();
-        let mut got = Vec::new();
-        let steps: Vec<_> =
-            if single { (0..rows).map(|row| row..row + 1).collect() } else { std::iter::once(0..rows).collect() };
-        for step in steps {
-            let table = case.table(0, step.start, step.end, 0, blocks);
-            let mut qkv = suite.upload(&values[step.start * case.width()..step.end * case.width()], case.width());
-            let sequence = case.sequence(0..step.len(), step.start as u32, &table);
+        for start in (0..ROWS).step_by(chunk) {
+            let queries_and_keys = vec![0.0; (case.heads + case.kv_heads) * dim];
+            let rows = values[start..start + chunk].iter().flat_map(|v| [&queries_and_keys, v].map(Vec::as_slice));
+            let mut qkv = suite.upload(&rows.collect::<Vec<_>>().concat(), case.width());
+            let table = case.table(0, start, start + chunk, 0, blocks);
+            let sequence = case.sequence(0..chunk, start as u32, &table);
             let out = case.step(suite.backend, &mut kv, &mut qkv, &[sequence]);
-            got.extend(suite.download(&out, step.len(), case.heads * dim));
-        }
-        for (row, (got, row_values)) in got.chunks(case.heads * dim).zip(values.chunks(case.width())).enumerate() {
-            let stored = &row_values[(case.heads + case.kv_heads) * dim..];
+            let got = suite.download(&out, chunk, case.heads * dim);
             for (i, got) in got.iter().enumerate() {
-                let (head, d) = (i / dim / (case.heads / case.kv_heads), i % dim);
-                let want = round_e4m3(f64::from(stored[head * dim + d]));
+                let (row, head) = (start + i / (case.heads * dim), i / dim % case.heads);
+                let want = round_e4m3(f64::from(values[row][head / group * dim + i % dim]));
                 let error = (f64::from(*got) - want).abs();
                 assert!(error <= 1e-6 * want.abs(), "FP8, width {dim}, row {row}: {got} where {want} is stored");
             }
         }
     }
+}
+
+/// Magnitudes from below the least to above the largest, row by row; some halfway between two.
+fn fp8_values(row: usize, len: usize) -> Vec<f32> {
+    let (scale, mut random) = (2_f32.powi(row as i32 - 10), Random(row as u64));
+    (0..len).map(|i| scale * if i % 4 == 0 { (i as f32 + 1.0) / 16.0 } else { random.normal() }).collect()
 }
 
 /// A sequence continued from copied blocks gives the same bits.
