@@ -32,10 +32,24 @@ use allowance::Permit;
 
 /// What needs no key: whether the server works, and what is the same on every server, such as the pages, which ask for
 /// a key themselves.
-const OPEN_PATHS: &[&str] =
-    &["/", "/anthropic", "/anthropic/", "/status", "/health", "/ready", "/openapi.json", "/favicon.ico"];
-/// Likewise, everything below.
-const OPEN_FOLDER: &str = "/assets/";
+const OPEN_PATHS: &[&str] = &[
+    "/",
+    "/anthropic",
+    "/anthropic/",
+    "/status",
+    "/health",
+    "/ready",
+    "/openapi.json",
+    "/favicon.ico",
+    "/tandem.v1.Inference/Health",
+];
+/// Likewise, everything below. To gRPC, a service is a folder and its calls are what is in it.
+const OPEN_FOLDERS: &[&str] = &[
+    "/assets/",
+    "/grpc.health.v1.Health/",
+    "/grpc.reflection.v1.ServerReflection/",
+    "/grpc.reflection.v1alpha.ServerReflection/",
+];
 
 /// Lets a request through if it may, and for as long as its answer takes counts it against its key.
 pub(crate) async fn admit(State(state): State<ApiState>, mut request: Request, next: Next) -> Response {
@@ -88,7 +102,7 @@ pub(crate) fn check(request: &Request, settings: &ApiSettings) -> Result<Admitte
 
 /// Whether a request of this path needs a key, where any does.
 pub(crate) fn needs_key(path: &str, settings: &ApiSettings) -> bool {
-    let open = OPEN_PATHS.contains(&path) || path.starts_with(OPEN_FOLDER);
+    let open = OPEN_PATHS.contains(&path) || OPEN_FOLDERS.iter().any(|folder| path.starts_with(folder));
     !(open || settings.open_metrics && path == "/metrics")
 }
 
