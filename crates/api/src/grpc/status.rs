@@ -96,7 +96,7 @@ mod tests {
         assert_eq!(status.message(), "'sampling.temperature' is 3, but must be between 0 and 2");
         let violations = status.get_details_bad_request().unwrap().field_violations;
         assert_eq!(violations[0].field, "sampling.temperature");
-        let full = super::status(&ApiError::from(tandem_engine::SubmitError::QueueFull { max: 1 }));
+        let full = super::status(&ApiError::from(tandem_engine::SubmitError::QueueFull { waiting: 1 }));
         assert_eq!(full.code(), Code::ResourceExhausted);
         assert_eq!(full.get_details_retry_info().unwrap().retry_delay, Some(Duration::from_secs(1)));
         assert_eq!(full.get_details_error_info().unwrap().reason, "queue_full");
