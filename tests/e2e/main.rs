@@ -2,6 +2,7 @@
 
 mod access;
 mod demo;
+mod grpc;
 mod mixed;
 mod refusals;
 mod server;
