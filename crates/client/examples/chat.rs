@@ -7,7 +7,7 @@ pub async fn ask(url: &str, question: &str) -> Result<String, Error> {
     let client = Client::new(url)?;
     let reply = client
         .chat()
-        .system("Answer briefly.")
+        .system("Be brief.")
         .user(question)
         .effort(Effort::Low)
         .temperature(0.0)
@@ -19,6 +19,6 @@ pub async fn ask(url: &str, question: &str) -> Result<String, Error> {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
-    println!("{}", ask("http://127.0.0.1:50051", "What is two plus three?").await?);
+    println!("{}", ask("http://127.0.0.1:50051", "How many letters are in the word tandem?").await?);
     Ok(())
 }

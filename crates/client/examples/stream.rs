@@ -22,7 +22,8 @@ pub async fn listen(url: &str, question: &str, mut hear: impl FnMut(&str)) -> Re
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
-    let tokens = listen("http://127.0.0.1:50051", "What is two plus three?", |text| print!("{text}")).await?;
+    let tokens =
+        listen("http://127.0.0.1:50051", "How many letters are in the word tandem?", |text| print!("{text}")).await?;
     println!("\n({tokens} tokens)");
     Ok(())
 }

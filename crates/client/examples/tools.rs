@@ -9,8 +9,8 @@ pub async fn ask(url: &str, weather: impl Fn(&str) -> String) -> Result<(String,
     let client = Client::new(url)?;
     let mut chat = client
         .chat()
-        .user("What is the weather in Paris?")
-        .tool("get_weather", "The weather of a city, now.", PARAMETERS)
+        .user("What is the weather in Lisbon?")
+        .tool("get_weather", "Get the current weather.", PARAMETERS)
         .temperature(0.0)
         .max_tokens(200);
     let calling = chat.clone().require_tool(["get_weather"]).send().await?;
@@ -25,7 +25,8 @@ pub async fn ask(url: &str, weather: impl Fn(&str) -> String) -> Result<(String,
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
-    let (arguments, answer) = ask("http://127.0.0.1:50051", |_| "18 degrees, sunny".into()).await?;
+    let (arguments, answer) =
+        ask("http://127.0.0.1:50051", |_| r#"{"temperature": 21, "sky": "sunny"}"#.into()).await?;
     println!("called with {arguments}\n{answer}");
     Ok(())
 }
