@@ -4,6 +4,7 @@ mod access;
 mod demo;
 mod grpc;
 mod mixed;
+mod mixed_protocols;
 mod refusals;
 mod server;
 mod serving;
