@@ -33,6 +33,11 @@
 
 #![forbid(unsafe_code)]
 
+/// What the README says.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
+
 mod builder;
 mod chat;
 mod client;
