@@ -3,7 +3,9 @@
 mod access;
 mod bench_link;
 mod demo;
+mod grpc;
 mod mixed;
+mod mixed_protocols;
 mod refusals;
 mod server;
 mod serving;

@@ -1,10 +1,11 @@
-//! A thousand requests of every kind, 32 at a time, to a model that writes at random: nothing breaks, nothing is lost,
+//! A thousand requests of every kind and protocol, 32 at a time, to a model that writes at random: nothing breaks, nothing is lost,
 //! and nothing grows.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
 
+use crate::mixed_protocols;
 use crate::server::Server;
 use crate::structured::impatience;
 
@@ -23,6 +24,8 @@ struct Checked {
     formats: AtomicUsize,
     /// Whole calls whose arguments had to fit.
     calls: AtomicUsize,
+    /// Requests in other protocols than OpenAI's chat and text completions.
+    others: AtomicUsize,
 }
 
 impl Checked {
@@ -53,6 +56,7 @@ fn a_thousand_mixed_requests() {
     assert_eq!((gauge("num_requests_running"), gauge("num_requests_waiting")), (0.0, 0.0), "{metrics}");
     println!("{before} bytes before, {after} after; {checked:?}");
     assert_eq!(checked.requests.into_inner(), requests, "every request was answered and checked");
+    assert!(checked.others.into_inner() * 3 >= requests, "too few were of the other protocols");
     assert!(
         checked.formats.into_inner() * 50 >= requests && checked.calls.into_inner() * 50 >= requests,
         "too few were complete"
@@ -79,6 +83,9 @@ fn run(server: &Server, numbers: std::ops::Range<usize>, checked: &Checked) {
 
 /// Sends request `number` and checks all of its answer.
 fn one(server: &Server, number: usize, checked: &Checked) {
+    if mixed_protocols::one(server, number, budget(number)) {
+        return Checked::count(&checked.others);
+    }
     let (path, mut body) = request(number);
     body["temperature"] = json!(1);
     body["seed"] = json!(number);
@@ -93,11 +100,19 @@ fn one(server: &Server, number: usize, checked: &Checked) {
     }
 }
 
+fn hurries(number: usize) -> bool {
+    number % 5 < 3
+}
+
+fn budget(number: usize) -> usize {
+    if hurries(number) { 60 } else { 1 + number * 7 % 40 }
+}
+
 /// Budgets are small, conversations differ in their beginnings, and every feature meets every other.
 fn request(number: usize) -> (&'static str, Value) {
     // A random model seldom comes to an end by itself: half of the requests help it.
-    let hurry = number % 5 < 3;
-    let budget = if hurry { 60 } else { 1 + number * 7 % 40 };
+    let hurry = hurries(number);
+    let budget = budget(number);
     if number.is_multiple_of(11) {
         let mut body = json!({"prompt": format!("Once {}", number % 13), "max_tokens": budget, "n": 1 + number % 2});
         if number.is_multiple_of(2) {

@@ -29,6 +29,8 @@ pub fn tandem(args: &[&str]) -> Command {
 pub struct Server {
     child: Child,
     url: String,
+    /// Where gRPC is served, if it is.
+    grpc_url: Option<String>,
     agent: ureq::Agent,
 }
 
@@ -41,6 +43,17 @@ impl Server {
 
     /// The same, where the server proves its name to a client that trusts so.
     pub fn start_trusting(tls: TlsConfig, args: &[&str]) -> Self {
+        let server = Self::spawn(tls, args);
+        server.wait_ready();
+        server
+    }
+
+    /// The same, while the model may still be loading.
+    pub fn start_loading(args: &[&str]) -> Self {
+        Self::spawn(TlsConfig::default(), args)
+    }
+
+    fn spawn(tls: TlsConfig, args: &[&str]) -> Self {
         let ollama = if args.contains(&"--ollama-port") { &[][..] } else { &["--ollama-port", "0"] };
         let all = [&["serve", "--port", "0"], ollama, args].concat();
         let mut child = tandem(&all).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starting tandem");
@@ -57,9 +70,9 @@ impl Server {
             .http_status_as_error(false)
             .timeout_global(Some(ANSWER_TIMEOUT))
             .tls_config(tls);
-        let server = Self { child, url: logged_url(&log), agent: config.build().into() };
-        server.wait_ready();
-        server
+        let url = logged_url(&log, "");
+        let grpc_url = args.contains(&"--grpc-port").then(|| logged_url(&log, "gRPC"));
+        Self { child, url, grpc_url, agent: config.build().into() }
     }
 
     fn wait_ready(&self) {
@@ -79,6 +92,17 @@ impl Server {
     /// Where it listens.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Where it listens for gRPC; `--grpc-port` must be among its arguments.
+    pub fn grpc_url(&self) -> &str {
+        self.grpc_url.as_deref().expect("--grpc-port")
+    }
+
+    /// Asks it to end.
+    pub fn interrupt(&self) {
+        let sent = Command::new("kill").args(["-INT", &self.pid().to_string()]).status().expect("kill");
+        assert!(sent.success());
     }
 
     /// The process id.
@@ -133,14 +157,16 @@ impl Server {
     }
 }
 
-/// The address in the first line of the log that names one.
-fn logged_url(log: &Receiver<String>) -> String {
+/// The address in the next line of the log that names one and speaks of `what`.
+fn logged_url(log: &Receiver<String>, what: &str) -> String {
     let deadline = Instant::now() + READY_TIMEOUT;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let line = log.recv_timeout(left).expect("a log that names the address");
-        if let Some(url) =
-            line.split_whitespace().find(|word| word.starts_with("http://") || word.starts_with("https://"))
+        if let Some(url) = line
+            .split_whitespace()
+            .filter(|_| line.contains(what))
+            .find(|word| word.starts_with("http://") || word.starts_with("https://"))
         {
             return url.to_owned();
         }

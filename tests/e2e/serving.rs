@@ -54,6 +54,29 @@ fn chat_answers_and_streams_the_same() {
 }
 
 #[test]
+fn effort_is_capped_for_all_requests() {
+    let effort = |server: &Server, wanted: Option<&str>| {
+        let messages = json!([{"role": "user", "content": "Hi"}]);
+        let prompt = server.ok("/tokenize", &json!({"messages": messages, "reasoning_effort": wanted}));
+        let text =
+            server.ok("/detokenize", &json!({"tokens": prompt["tokens"]}))["prompt"].as_str().unwrap().to_string();
+        let line =
+            text.lines().find_map(|line| line.strip_prefix("Reasoning: ")).expect("a line of the system message");
+        line.to_string()
+    };
+    let limits = ["--synthetic", "tiny", "--context", "512", "--memory", "2G"];
+    for (cap, expected) in [
+        (&[][..], ["low", "medium", "high", "medium"]),
+        (&["--max-effort", "medium"], ["low", "medium", "medium", "medium"]),
+        (&["--max-effort", "low"], ["low", "low", "low", "low"]),
+    ] {
+        let server = Server::start(&[&limits[..], cap].concat());
+        let efforts = [Some("low"), Some("medium"), Some("high"), None].map(|wanted| effort(&server, wanted));
+        assert_eq!(efforts, expected, "{cap:?}");
+    }
+}
+
+#[test]
 fn ollamas_port_is_used_where_it_is_free() {
     // Any port will do, as the real one may be Ollama's. It is free for the moment.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();

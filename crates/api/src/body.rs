@@ -18,11 +18,15 @@ const DISCARD_FACTOR: usize = 4;
 
 /// Reads a body whole and as JSON, within the settings' limits of size and time.
 pub(crate) async fn read(headers: &HeaderMap, body: Body, settings: &ApiSettings) -> Result<Value, ApiError> {
-    let limit = settings.body_bytes_max;
-    let bytes = timeout(settings.body_timeout, collect(headers, body, limit))
-        .await
-        .map_err(|_| ApiError::body_timeout(settings.body_timeout.as_secs()))??;
+    let bytes = bytes(headers, body, settings).await?;
     blocking(move || parse(&bytes)).await
+}
+
+/// Reads a body whole, within the same limits.
+pub(crate) async fn bytes(headers: &HeaderMap, body: Body, settings: &ApiSettings) -> Result<Vec<u8>, ApiError> {
+    timeout(settings.body_timeout, collect(headers, body, settings.body_bytes_max))
+        .await
+        .map_err(|_| ApiError::body_timeout(settings.body_timeout.as_secs()))?
 }
 
 /// Reads a body away, within the same limits, unless its sender waits to be told to send it.

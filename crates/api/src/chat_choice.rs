@@ -133,7 +133,7 @@ impl ChatChoice {
         let was_reasoning = parser.channel() == Some(Channel::Analysis);
         let is_visible = parser.in_content() && !special::is_special(token);
         if let (true, Some(list), Some(logprobs)) = (is_visible, &mut self.logprobs, logprobs) {
-            list.push(logprobs.into());
+            list.push(ChatLogprob(logprobs.clone()));
         }
         let events = parser.push(token);
         let is_reasoning = parser.channel() == Some(Channel::Analysis);

@@ -36,6 +36,18 @@ pub(crate) struct Piece {
     pub logprobs: Option<CompletionLogprobs>,
 }
 
+impl Piece {
+    /// Adds what came after it.
+    pub(crate) fn append(&mut self, other: Piece) {
+        self.text += &other.text;
+        match (&mut self.logprobs, other.logprobs) {
+            (Some(logprobs), Some(more)) => logprobs.append(more),
+            (logprobs @ None, more) => *logprobs = more,
+            (Some(_), None) => {}
+        }
+    }
+}
+
 impl CompletionChoice {
     /// Choice `index` of a request.
     pub(crate) fn new(plan: &Arc<CompletionPlan>, index: usize) -> Self {

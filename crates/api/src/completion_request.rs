@@ -46,6 +46,37 @@ pub(crate) struct CompletionPlan {
     pub constraint: Option<Constraint>,
 }
 
+/// What is asked of completions, in whatever protocol.
+pub(crate) struct Completions {
+    pub params: Params,
+    /// Token ids, one list per prompt.
+    pub prompts: Vec<Vec<u32>>,
+    pub echo: bool,
+    /// Alternatives per token, where log-probabilities are asked for.
+    pub logprobs: Option<u8>,
+    pub skip_special_tokens: bool,
+    /// What the text must look like.
+    pub demand: Option<Demand>,
+}
+
+impl Completions {
+    /// Checks what is asked against the model.
+    pub(crate) fn plan(self, state: &ApiState, model: &ServedModel) -> Result<CompletionPlan, ApiError> {
+        let Self { mut params, prompts, echo, logprobs, skip_special_tokens, demand } = self;
+        params.max_tokens.get_or_insert(MAX_TOKENS_DEFAULT.max(params.min_tokens));
+        check_choices(&prompts, params.n, state.settings().choices_max)?;
+        let mut output_tokens = 0;
+        for prompt in &prompts {
+            output_tokens = params.output_tokens("prompt", prompt.len(), model.info.context)?;
+        }
+        if demand.is_some() {
+            check_vocabulary(model)?;
+        }
+        let constraint = demand.map(Demand::constraint).transpose()?;
+        Ok(CompletionPlan { params, prompts, output_tokens, echo, logprobs, skip_special_tokens, constraint })
+    }
+}
+
 impl CompletionPlan {
     /// The number of choices: `n` for each prompt, one prompt after the other.
     pub(crate) fn choices(&self) -> usize {
@@ -55,6 +86,18 @@ impl CompletionPlan {
     /// The prompt of a choice.
     pub(crate) fn prompt_of(&self, choice: usize) -> &[u32] {
         &self.prompts[choice / self.params.n]
+    }
+
+    /// What the engine is asked for a choice.
+    pub(crate) fn engine_request(&self, choice: usize) -> tandem_engine::Request {
+        tandem_engine::Request {
+            prompt: self.prompt_of(choice).to_vec(),
+            max_tokens: self.output_tokens,
+            sampling: self.params.sampling_of(choice % self.params.n, self.logprobs),
+            stop_tokens: self.params.stop_tokens.clone(),
+            prompt_logprobs: self.logprobs.filter(|_| self.scores_prompt()),
+            constraint: self.constraint.clone(),
+        }
     }
 
     /// Whether there is anything for the engine to do.
@@ -71,39 +114,31 @@ impl CompletionPlan {
 /// Reads, checks and tokenizes a request.
 pub(crate) fn plan(value: &Value, state: &ApiState, model: &ServedModel) -> Result<CompletionPlan, ApiError> {
     model.check_request(value)?;
-    let mut params = Params::read(value, &model.info, state.settings())?;
-    params.max_tokens.get_or_insert(MAX_TOKENS_DEFAULT.max(params.min_tokens));
+    let params = Params::read(value, &model.info, state.settings())?;
     let fields: CompletionFields = body::typed(value)?;
     check_refused(&fields, params.n)?;
     let prompts = prompts(fields.prompt.as_ref(), model)?;
-    let choices = prompts.len().saturating_mul(params.n);
-    let choices_max = state.settings().choices_max;
-    if choices > choices_max {
-        let message = format!(
-            "{} prompts times 'n' of {} are {choices} choices, at most {choices_max} are allowed",
-            prompts.len(),
-            params.n
-        );
-        return Err(ApiError::invalid_value("prompt", message));
-    }
-    let mut output_tokens = 0;
-    for prompt in &prompts {
-        output_tokens = params.output_tokens("prompt", prompt.len(), model.info.context)?;
-    }
     let format = fields.response_format.map_or(Ok(None), response_format)?.map(|format| format.demand());
     let demand = demands::at_most_one(format.into_iter().chain(demands::guided(value)?))?;
-    if demand.is_some() {
-        check_vocabulary(model)?;
-    }
-    Ok(CompletionPlan {
-        constraint: demand.map(Demand::constraint).transpose()?,
+    let asked = Completions {
         params,
         prompts,
-        output_tokens,
         echo: fields.echo.unwrap_or(false),
         logprobs: fields.logprobs.map(|top| params::top_logprobs("logprobs", top)).transpose()?,
         skip_special_tokens: fields.skip_special_tokens.unwrap_or(true),
-    })
+        demand,
+    };
+    asked.plan(state, model)
+}
+
+fn check_choices(prompts: &[Vec<u32>], n: usize, max: usize) -> Result<(), ApiError> {
+    let choices = prompts.len().saturating_mul(n);
+    if choices <= max {
+        return Ok(());
+    }
+    let prompts = prompts.len();
+    let message = format!("{prompts} prompts times 'n' of {n} are {choices} choices, at most {max} are allowed");
+    Err(ApiError::invalid_value("prompt", message))
 }
 
 fn check_refused(fields: &CompletionFields, n: usize) -> Result<(), ApiError> {
@@ -134,22 +169,30 @@ fn prompts(value: Option<&Value>, model: &ServedModel) -> Result<Vec<Vec<u32>>, 
     }
 }
 
+/// The tokens of a text, of which there must be some.
+pub(crate) fn text_prompt(param: &str, text: &str, model: &ServedModel) -> Result<Vec<u32>, ApiError> {
+    check_vocabulary(model)?;
+    not_empty(param, Tokenizer::shared().encode_with_special(text))
+}
+
+/// Tokens of which there must be some.
+pub(crate) fn not_empty(param: &str, tokens: Vec<u32>) -> Result<Vec<u32>, ApiError> {
+    if tokens.is_empty() {
+        return Err(ApiError::invalid_value(param, format!("'{param}' is empty; at least one token is needed")));
+    }
+    Ok(tokens)
+}
+
 fn prompt(param: &str, value: &Value, model: &ServedModel) -> Result<Vec<u32>, ApiError> {
     let tokens = match value {
-        Value::String(text) => {
-            check_vocabulary(model)?;
-            Tokenizer::shared().encode_with_special(text)
-        }
+        Value::String(text) => return text_prompt(param, text, model),
         Value::Array(ids) => token_ids(param, ids, model)?,
         other => {
             let message = format!("'{param}' is {}; a string or an array of token ids is expected", kind(other));
             return Err(ApiError::invalid_type(param, message));
         }
     };
-    if tokens.is_empty() {
-        return Err(ApiError::invalid_value(param, format!("'{param}' is empty; at least one token is needed")));
-    }
-    Ok(tokens)
+    not_empty(param, tokens)
 }
 
 fn token_ids(param: &str, ids: &[Value], model: &ServedModel) -> Result<Vec<u32>, ApiError> {

@@ -13,40 +13,43 @@ use crate::error::ApiError;
 /// A message as typed by the client.
 #[derive(Debug, Deserialize)]
 pub(crate) struct MessageFields {
-    role: String,
-    content: Option<Value>,
-    tool_calls: Option<Vec<ToolCallFields>>,
-    tool_call_id: Option<String>,
-    reasoning: Option<String>,
-    reasoning_content: Option<String>,
+    pub role: String,
+    pub content: Option<Value>,
+    pub tool_calls: Option<Vec<ToolCallFields>>,
+    pub tool_call_id: Option<String>,
+    pub reasoning: Option<String>,
+    pub reasoning_content: Option<String>,
 }
 
+/// A call as typed by the client.
 #[derive(Debug, Deserialize)]
-struct ToolCallFields {
-    id: String,
-    function: CalledFields,
+pub(crate) struct ToolCallFields {
+    pub id: String,
+    pub function: CalledFields,
 }
 
+/// What is called.
 #[derive(Debug, Deserialize)]
-struct CalledFields {
-    name: String,
-    arguments: Option<Value>,
+pub(crate) struct CalledFields {
+    pub name: String,
+    pub arguments: Option<Value>,
 }
 
 /// A tool as typed by the client.
 #[derive(Debug, Deserialize)]
 pub(crate) struct ToolFields {
     #[serde(rename = "type")]
-    kind: Option<String>,
-    function: FunctionFields,
+    pub kind: Option<String>,
+    pub function: FunctionFields,
 }
 
+/// The function of a tool.
 #[derive(Debug, Deserialize)]
-struct FunctionFields {
-    name: String,
-    description: Option<String>,
-    parameters: Option<Value>,
-    strict: Option<bool>,
+pub(crate) struct FunctionFields {
+    pub name: String,
+    pub description: Option<String>,
+    pub parameters: Option<Value>,
+    pub strict: Option<bool>,
 }
 
 /// The messages, each checked; tool results must answer a call before them.

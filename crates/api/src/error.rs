@@ -163,6 +163,12 @@ impl ApiError {
         Self::unavailable("engine_not_running", 5, format!("the engine is not running: {reason}"))
     }
 
+    /// 504: the client's own deadline has passed.
+    pub(crate) fn deadline_exceeded() -> Self {
+        let message = "the deadline that came with the request has passed";
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "server_error", Some("deadline_exceeded"), message)
+    }
+
     /// 504: the request ran into the time limit.
     pub(crate) fn time_limit(seconds: u64) -> Self {
         let message = format!("the request was ended after the time limit of {seconds} s");
@@ -219,6 +225,16 @@ impl ApiError {
     /// What is wrong, in a sentence.
     pub(crate) fn message(&self) -> &str {
         &self.message
+    }
+
+    /// The field at fault, if it is one.
+    pub(crate) fn param(&self) -> Option<&str> {
+        self.param.as_deref()
+    }
+
+    /// When to try again, where that makes sense.
+    pub(crate) fn retry_after_s(&self) -> Option<u32> {
+        self.retry_after_s
     }
 
     /// The figures, where the context is too small.

@@ -1,5 +1,6 @@
 //! Log-probabilities as clients see them.
 
+use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 use tandem_harmony::Tokenizer;
 use tandem_step::TokenLogprobs;
@@ -8,76 +9,91 @@ use tandem_step::TokenLogprobs;
 const LOGPROB_MIN: f32 = -9999.0;
 
 /// One position of a chat completion's `logprobs.content`.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub(crate) struct ChatLogprob {
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ChatLogprob(pub TokenLogprobs);
+
+#[derive(Serialize)]
+struct ChatPosition {
     #[serde(flatten)]
     chosen: ChatToken,
     top_logprobs: Vec<ChatToken>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Serialize)]
 struct ChatToken {
     token: String,
     logprob: f32,
     bytes: Vec<u8>,
 }
 
-impl From<&TokenLogprobs> for ChatLogprob {
-    fn from(logprobs: &TokenLogprobs) -> Self {
-        let top_logprobs = logprobs.top.iter().map(|&(token, logprob)| ChatToken::new(token, logprob)).collect();
-        Self { chosen: ChatToken::new(logprobs.token, logprobs.logprob), top_logprobs }
+impl Serialize for ChatLogprob {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let TokenLogprobs { token, logprob, top } = &self.0;
+        let top_logprobs = top.iter().map(|&(token, logprob)| ChatToken::new(token, logprob)).collect();
+        ChatPosition { chosen: ChatToken::new(*token, *logprob), top_logprobs }.serialize(serializer)
     }
 }
 
 impl ChatToken {
     fn new(token: u32, logprob: f32) -> Self {
-        let bytes = Tokenizer::shared().token_bytes(token).unwrap_or_default().to_vec();
-        Self { token: token_text(token), logprob: finite(logprob), bytes }
+        Self { token: token_text(token), logprob: finite(logprob), bytes: token_bytes(token) }
     }
 }
 
-/// The `logprobs` of a completion: parallel lists over its tokens.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub(crate) struct CompletionLogprobs {
-    tokens: Vec<String>,
+/// The tokens of a completion's text; written as its `logprobs`: parallel lists.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct CompletionLogprobs(Vec<Scored>);
+
+/// A token of a completion.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Scored {
+    pub token: u32,
     /// `None` for the first token of a prompt, which nothing predicts.
-    token_logprobs: Vec<Option<f32>>,
-    top_logprobs: Vec<Option<Alternatives>>,
-    /// Where each token's text begins in the choice's text, in characters.
-    text_offset: Vec<usize>,
+    pub logprobs: Option<TokenLogprobs>,
+    /// Where its text begins in the choice's text, in characters.
+    offset: usize,
 }
 
 impl CompletionLogprobs {
     /// Adds a token whose text begins at `offset`.
     pub(crate) fn push(&mut self, token: u32, logprobs: Option<&TokenLogprobs>, offset: usize) {
-        self.tokens.push(token_text(token));
-        self.token_logprobs.push(logprobs.map(|logprobs| finite(logprobs.logprob)));
-        self.top_logprobs.push(logprobs.map(alternatives));
-        self.text_offset.push(offset);
+        self.0.push(Scored { token, logprobs: logprobs.cloned(), offset });
+    }
+
+    /// The tokens.
+    pub(crate) fn tokens(&self) -> &[Scored] {
+        &self.0
     }
 
     /// The number of tokens.
     pub(crate) fn len(&self) -> usize {
-        self.tokens.len()
+        self.0.len()
     }
 
     /// Takes the tokens out whose text begins before `offset`.
     pub(crate) fn take_before(&mut self, offset: usize) -> Self {
-        let count = self.text_offset.partition_point(|&begins| begins < offset);
-        Self {
-            tokens: self.tokens.drain(..count).collect(),
-            token_logprobs: self.token_logprobs.drain(..count).collect(),
-            top_logprobs: self.top_logprobs.drain(..count).collect(),
-            text_offset: self.text_offset.drain(..count).collect(),
-        }
+        let count = self.0.partition_point(|scored| scored.offset < offset);
+        Self(self.0.drain(..count).collect())
     }
 
     /// Adds the tokens of `more` at the end.
     pub(crate) fn append(&mut self, more: Self) {
-        self.tokens.extend(more.tokens);
-        self.token_logprobs.extend(more.token_logprobs);
-        self.top_logprobs.extend(more.top_logprobs);
-        self.text_offset.extend(more.text_offset);
+        self.0.extend(more.0);
+    }
+}
+
+impl Serialize for CompletionLogprobs {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        fn list<T: Serialize>(tokens: &[Scored], field: impl Fn(&Scored) -> T) -> Vec<T> {
+            tokens.iter().map(field).collect()
+        }
+        let logprob = |scored: &Scored| scored.logprobs.as_ref().map(|logprobs| finite(logprobs.logprob));
+        let mut lists = serializer.serialize_struct("CompletionLogprobs", 4)?;
+        lists.serialize_field("tokens", &list(&self.0, |scored| token_text(scored.token)))?;
+        lists.serialize_field("token_logprobs", &list(&self.0, logprob))?;
+        lists.serialize_field("top_logprobs", &list(&self.0, |scored| scored.logprobs.as_ref().map(alternatives)))?;
+        lists.serialize_field("text_offset", &list(&self.0, |scored| scored.offset))?;
+        lists.end()
     }
 }
 
@@ -108,7 +124,13 @@ pub(crate) fn token_text(token: u32) -> String {
     }
 }
 
-fn finite(logprob: f32) -> f32 {
+/// The bytes of a token's text, which may be parts of characters.
+pub(crate) fn token_bytes(token: u32) -> Vec<u8> {
+    Tokenizer::shared().token_bytes(token).unwrap_or_default().to_vec()
+}
+
+/// A logarithm that every format can write.
+pub(crate) fn finite(logprob: f32) -> f32 {
     if logprob.is_finite() { logprob } else { LOGPROB_MIN }
 }
 

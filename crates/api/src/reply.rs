@@ -112,6 +112,11 @@ impl Reply {
         Ok(())
     }
 
+    /// Notes why the reply will not be completed.
+    pub(crate) fn failed(&mut self, error: &ApiError) {
+        self.log.failed(error);
+    }
+
     /// The tokens counted so far.
     pub(crate) fn tally(&self) -> Tally {
         self.log.tally

@@ -71,11 +71,7 @@ fn with_root(state: ApiState, root: MethodRouter<ApiState>) -> Router {
 
 /// Names the request, counts the response, and puts both names where they belong.
 async fn around(State(state): State<ApiState>, mut request: Request, next: Next) -> Response {
-    let given = request.headers().get(X_REQUEST_ID).filter(|id| is_plain(id)).cloned();
-    let name = ids::unique_name("");
-    let echoed = given.unwrap_or_else(|| HeaderValue::from_str(&name).expect("hexadecimal digits are a header value"));
-    let span = tracing::info_span!("request", id = echoed.to_str().unwrap_or(&name), key = Empty);
-    request.extensions_mut().insert(RequestName(name));
+    let (echoed, span) = name_request(&mut request);
     let (method, path) = (request.method().clone(), request.uri().path().to_string());
     let mut response = in_protocol(Protocol::of_path(&path), &echoed, next.run(request).instrument(span.clone()).await);
     let status = response.status().as_u16();
@@ -87,6 +83,16 @@ async fn around(State(state): State<ApiState>, mut request: Request, next: Next)
     });
     response.headers_mut().insert(X_REQUEST_ID, echoed);
     response
+}
+
+/// Gives a request its name. Returns the name that the client will know, which may be its own, and the span of the log.
+pub(crate) fn name_request(request: &mut Request) -> (HeaderValue, tracing::Span) {
+    let given = request.headers().get(X_REQUEST_ID).filter(|id| is_plain(id)).cloned();
+    let name = ids::unique_name("");
+    let echoed = given.unwrap_or_else(|| HeaderValue::from_str(&name).expect("hexadecimal digits are a header value"));
+    let span = tracing::info_span!("request", id = echoed.to_str().unwrap_or(&name), key = Empty);
+    request.extensions_mut().insert(RequestName(name));
+    (echoed, span)
 }
 
 /// Gives a response what its protocol wants of every response: errors in its own shape, and its own name for the

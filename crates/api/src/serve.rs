@@ -17,6 +17,8 @@ use tokio::time::{interval, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use crate::error::ApiError;
+use crate::grpc;
+use crate::http2;
 use crate::router::{ollama_router, router};
 use crate::settings::ApiSettings;
 use crate::state::{ApiState, is_true};
@@ -29,9 +31,18 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Time for requests to send their last words after they were told to end.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Most bytes of a request's line and headers.
-const HEADER_BYTES_MAX: usize = 64 << 10;
+pub(crate) const HEADER_BYTES_MAX: usize = 64 << 10;
 /// Most headers of a request.
 const HEADERS_MAX: usize = 100;
+
+/// What is spoken on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wire {
+    /// What all HTTP clients can, the official ones included.
+    Http1,
+    /// What gRPC needs.
+    Http2,
+}
 
 /// Where connections come in.
 pub struct Listening {
@@ -59,7 +70,7 @@ pub async fn serve(
     state: ApiState,
     shutdown: impl Future<Output = ()> + Send,
 ) -> io::Result<()> {
-    let served = serve_routes(listening.into(), router(state.clone()), state.clone(), shutdown);
+    let served = serve_routes(listening.into(), router(state.clone()), Wire::Http1, state.clone(), shutdown);
     tokio::select! {
         served = served => served,
         never = sample(&state) => match never {},
@@ -72,7 +83,25 @@ pub async fn serve_ollama(
     state: ApiState,
     shutdown: impl Future<Output = ()> + Send,
 ) -> io::Result<()> {
-    serve_routes(listener.into(), ollama_router(state.clone()), state, shutdown).await
+    serve_routes(listener.into(), ollama_router(state.clone()), Wire::Http1, state, shutdown).await
+}
+
+/// Serves the gRPC services to connections of `listening`, likewise.
+pub async fn serve_grpc(
+    listening: impl Into<Listening>,
+    state: ApiState,
+    shutdown: impl Future<Output = ()> + Send,
+) -> io::Result<()> {
+    let (routes, health) = grpc::routes(state.clone()).await;
+    let shutdown = async {
+        shutdown.await;
+        health.end().await;
+    };
+    let served = serve_routes(listening.into(), routes, Wire::Http2, state.clone(), shutdown);
+    tokio::select! {
+        served = served => served,
+        never = health.follow(&state) => match never {},
+    }
 }
 
 /// Takes the figures of the status page for as long as the server is there.
@@ -87,6 +116,7 @@ async fn sample(state: &ApiState) -> Infallible {
 async fn serve_routes(
     listening: Listening,
     service: Router,
+    wire: Wire,
     state: ApiState,
     shutdown: impl Future<Output = ()> + Send,
 ) -> io::Result<()> {
@@ -101,8 +131,9 @@ async fn serve_routes(
             () = &mut shutdown => break,
             Some(_) = connections.join_next() => {}
             (stream, permit) = accept(&listener, &permits) => {
-                let tls = tls.as_ref().map(Tls::acceptor);
-                connections.spawn(connection(stream, tls, permit, service.clone(), state.clone(), closing.subscribe()));
+                let tls = tls.as_ref().map(|tls| tls.acceptor(wire));
+                let connection = Connection { wire, service: service.clone(), state: state.clone(), closing: closing.subscribe() };
+                connections.spawn(connection.serve(stream, tls, permit));
             }
         }
     }
@@ -126,33 +157,48 @@ async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> (TcpStream,
     }
 }
 
-/// Serves one connection, request after request.
-async fn connection(
-    stream: TcpStream,
-    tls: Option<TlsAcceptor>,
-    _permit: OwnedSemaphorePermit,
+/// What a connection is served with.
+struct Connection {
+    wire: Wire,
     service: Router,
     state: ApiState,
     closing: watch::Receiver<bool>,
-) {
-    // Tokens are small and should not wait for each other.
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "setting TCP_NODELAY");
-    }
-    let Some(tls) = tls else {
-        if let Some(stream) = requests(stream, service, &state, closing).await {
-            refuse_slow_headers(&stream, state.settings());
+}
+
+impl Connection {
+    /// Serves the connection, request after request.
+    async fn serve(self, stream: TcpStream, tls: Option<TlsAcceptor>, _permit: OwnedSemaphorePermit) {
+        // Tokens are small and should not wait for each other.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "setting TCP_NODELAY");
         }
-        return;
-    };
-    match timeout(state.settings().header_timeout, tls.accept(stream)).await {
-        Ok(Ok(stream)) => drop(requests(stream, service, &state, closing).await),
-        Ok(Err(error)) => tracing::debug!(%error, "a connection that does not speak TLS"),
-        Err(_) => tracing::debug!("a connection that takes too long to agree on TLS"),
+        let state = self.state.clone();
+        let Some(tls) = tls else {
+            if let Some(stream) = self.requests(stream).await {
+                refuse_slow_headers(&stream, state.settings());
+            }
+            return;
+        };
+        match timeout(state.settings().header_timeout, tls.accept(stream)).await {
+            Ok(Ok(stream)) => drop(self.requests(stream).await),
+            Ok(Err(error)) => tracing::debug!(%error, "a connection that does not speak TLS"),
+            Err(_) => tracing::debug!("a connection that takes too long to agree on TLS"),
+        }
+    }
+
+    /// Serves requests until the stream ends. Returns the stream where it ended in the middle of slow headers.
+    async fn requests<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(self, stream: S) -> Option<S> {
+        match self.wire {
+            Wire::Http1 => requests(stream, self.service, &self.state, self.closing).await,
+            Wire::Http2 => {
+                http2::calls(stream, self.service, &self.state, self.closing).await;
+                None
+            }
+        }
     }
 }
 
-/// Serves requests until the stream ends. Returns the stream where it ended in the middle of slow headers.
+/// Serves requests of HTTP/1 until the stream ends. Returns the stream where it ended in the middle of slow headers.
 async fn requests<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     service: Router,

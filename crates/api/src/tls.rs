@@ -9,6 +9,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem};
 use tokio_rustls::TlsAcceptor;
 
 use crate::file_watch;
+use crate::serve::Wire;
 
 /// What a server proves its name with; shared by its clones.
 #[derive(Clone)]
@@ -17,7 +18,13 @@ pub struct Tls(Arc<Inner>);
 struct Inner {
     certificate: PathBuf,
     key: PathBuf,
-    acceptor: RwLock<TlsAcceptor>,
+    acceptors: RwLock<Acceptors>,
+}
+
+/// For each protocol that can be agreed upon.
+struct Acceptors {
+    http1: TlsAcceptor,
+    http2: TlsAcceptor,
 }
 
 /// Why TLS cannot be spoken.
@@ -46,14 +53,14 @@ pub enum TlsError {
 impl Tls {
     /// Reads a chain of certificates, the server's own first, and the private key, all as PEM.
     pub fn open(certificate: &Path, key: &Path) -> Result<Self, TlsError> {
-        let acceptor = RwLock::new(acceptor(certificate, key)?);
-        Ok(Self(Arc::new(Inner { certificate: certificate.into(), key: key.into(), acceptor })))
+        let acceptors = RwLock::new(Acceptors::open(certificate, key)?);
+        Ok(Self(Arc::new(Inner { certificate: certificate.into(), key: key.into(), acceptors })))
     }
 
     /// Reads both files again. If they cannot be used everything stays as it was.
     pub fn reload(&self) -> Result<(), TlsError> {
-        let fresh = acceptor(&self.0.certificate, &self.0.key)?;
-        *self.0.acceptor.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+        let fresh = Acceptors::open(&self.0.certificate, &self.0.key)?;
+        *self.0.acceptors.write().unwrap_or_else(PoisonError::into_inner) = fresh;
         Ok(())
     }
 
@@ -67,12 +74,28 @@ impl Tls {
     }
 
     /// For the next connection.
-    pub(crate) fn acceptor(&self) -> TlsAcceptor {
-        self.0.acceptor.read().unwrap_or_else(PoisonError::into_inner).clone()
+    pub(crate) fn acceptor(&self, wire: Wire) -> TlsAcceptor {
+        let acceptors = self.0.acceptors.read().unwrap_or_else(PoisonError::into_inner);
+        match wire {
+            Wire::Http1 => acceptors.http1.clone(),
+            Wire::Http2 => acceptors.http2.clone(),
+        }
     }
 }
 
-fn acceptor(certificate: &Path, key: &Path) -> Result<TlsAcceptor, TlsError> {
+impl Acceptors {
+    fn open(certificate: &Path, key: &Path) -> Result<Self, TlsError> {
+        let config = config(certificate, key)?;
+        let speaking = |protocol: &[u8]| {
+            let mut config = config.clone();
+            config.alpn_protocols = vec![protocol.to_vec()];
+            TlsAcceptor::from(Arc::new(config))
+        };
+        Ok(Self { http1: speaking(b"http/1.1"), http2: speaking(b"h2") })
+    }
+}
+
+fn config(certificate: &Path, key: &Path) -> Result<ServerConfig, TlsError> {
     let unreadable = |path: &Path| {
         let path = path.to_owned();
         |error| TlsError::Read { path, error }
@@ -85,8 +108,5 @@ fn acceptor(certificate: &Path, key: &Path) -> Result<TlsAcceptor, TlsError> {
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, secret));
-    let mut config =
-        config.map_err(|error| TlsError::Pair { certificate: certificate.into(), key: key.into(), error })?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(config)))
+    config.map_err(|error| TlsError::Pair { certificate: certificate.into(), key: key.into(), error })
 }

@@ -44,6 +44,7 @@ async fn serve(args: &ServeArgs) -> Result<()> {
     warn_if_exposed(address.ip(), settings.keys.is_some(), tls.is_some());
     info!("listening on {url} while the model loads");
     let ollama = listen_as_ollama(args.ollama_port, address).await;
+    let grpc = listen_for_grpc(args, tls.is_some()).await?;
     follow_files(settings.keys.as_ref(), tls.as_ref());
     let (state, ready) = ApiState::new(settings);
     let (ended, lost) = oneshot::channel();
@@ -61,24 +62,26 @@ async fn serve(args: &ServeArgs) -> Result<()> {
             std::process::exit(130);
         });
     };
-    let listening = match tls {
-        Some(tls) => Listening::with_tls(listener, tls),
-        None => listener.into(),
-    };
-    // Both listeners end with the first one's shutdown.
-    let (end, mut ending) = watch::channel(false);
+    // All listeners end with the first one's shutdown.
+    let (end, ending) = watch::channel(false);
     let main = async {
-        let served = tandem_api::serve(listening, state.clone(), shutdown_then(shutdown, end)).await;
+        let served =
+            tandem_api::serve(listening(listener, tls.as_ref()), state.clone(), shutdown_then(shutdown, end)).await;
         served.context("serving HTTP")
     };
     let beside = async {
         let Some(ollama) = ollama else { return Ok(()) };
-        let ended = async { drop(ending.wait_for(|&ended| ended).await) };
-        tandem_api::serve_ollama(ollama, state.clone(), ended).await.context("serving HTTP at Ollama's port")
+        let served = tandem_api::serve_ollama(ollama, state.clone(), raised(ending.clone())).await;
+        served.context("serving HTTP at Ollama's port")
     };
-    let (main, beside) = tokio::join!(main, beside);
+    let calls = async {
+        let Some(grpc) = grpc else { return Ok(()) };
+        let grpc = listening(grpc, tls.as_ref());
+        tandem_api::serve_grpc(grpc, state.clone(), raised(ending.clone())).await.context("serving gRPC")
+    };
+    let (main, beside, calls) = tokio::join!(main, beside, calls);
     watching.abort();
-    main.and(beside)?;
+    main.and(beside).and(calls)?;
     failure.map_or(Ok(()), Err)
 }
 
@@ -86,6 +89,28 @@ async fn serve(args: &ServeArgs) -> Result<()> {
 async fn shutdown_then(shutdown: impl Future<Output = ()>, end: watch::Sender<bool>) {
     shutdown.await;
     end.send_replace(true);
+}
+
+async fn raised(mut flag: watch::Receiver<bool>) {
+    // Without a sender it is over, too.
+    drop(flag.wait_for(|&raised| raised).await);
+}
+
+fn listening(listener: TcpListener, tls: Option<&Tls>) -> Listening {
+    match tls {
+        Some(tls) => Listening::with_tls(listener, tls.clone()),
+        None => listener.into(),
+    }
+}
+
+/// The port for gRPC, if one was asked for.
+async fn listen_for_grpc(args: &ServeArgs, has_tls: bool) -> Result<Option<TcpListener>> {
+    let Some(port) = args.grpc_port else { return Ok(None) };
+    let at = format!("{}:{port}", args.host);
+    let listener = TcpListener::bind(&at).await.with_context(|| format!("listening on {at} (--grpc-port)"))?;
+    let scheme = if has_tls { "https" } else { "http" };
+    info!("listening for gRPC on {scheme}://{}", listener.local_addr()?);
+    Ok(Some(listener))
 }
 
 /// The port where Ollama's clients look first, if it is to be had: where it is not, Ollama itself may be running.

@@ -116,6 +116,9 @@ pub struct ServeArgs {
     /// Port of 127.0.0.1 where Ollama's clients look for a server; listened on as well if it is free. 0 turns it off.
     #[arg(long, value_name = "PORT", default_value_t = 11434, env = "TANDEM_OLLAMA_PORT")]
     pub ollama_port: u16,
+    /// Serve gRPC as well, at this port of the same address; 0 takes any free one and prints it (default: no gRPC).
+    #[arg(long, value_name = "PORT", env = "TANDEM_GRPC_PORT")]
+    pub grpc_port: Option<u16>,
     /// The most that the model thinks, whatever a request asks for.
     #[arg(long, value_enum, default_value = "high", env = "TANDEM_MAX_EFFORT")]
     pub max_effort: Effort,

@@ -7,6 +7,7 @@ use std::time::Instant;
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
 use super::allowance::{Allowance, Exceeded, Permit};
+use super::caller::Caller;
 use super::key_file::{KeyFile, KeyFileError, KeyLimits, hash};
 use crate::error::ApiError;
 use crate::file_watch;
@@ -112,6 +113,11 @@ impl Key {
     /// Whose it is.
     pub(super) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Whoever has it.
+    pub(super) fn caller(&self) -> Caller {
+        Caller::of_key(self.sha256)
     }
 
     /// Counts a request.

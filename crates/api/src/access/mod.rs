@@ -4,6 +4,7 @@
 //! otherwise. With keys, all but [`OPEN_PATHS`] needs one.
 
 mod allowance;
+mod caller;
 mod key_file;
 mod keyring;
 mod origins;
@@ -18,6 +19,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use hyper::body::{Frame, SizeHint};
 
+pub(crate) use caller::Caller;
 pub use key_file::{KeyEntry, KeyFile, KeyFileError, KeyLimits};
 pub use keyring::Keyring;
 pub use origins::{BadOrigin, Origins};
@@ -30,16 +32,32 @@ use allowance::Permit;
 
 /// What needs no key: whether the server works, and what is the same on every server, such as the pages, which ask for
 /// a key themselves.
-const OPEN_PATHS: &[&str] =
-    &["/", "/anthropic", "/anthropic/", "/status", "/health", "/ready", "/openapi.json", "/favicon.ico"];
-/// Likewise, everything below.
-const OPEN_FOLDER: &str = "/assets/";
+const OPEN_PATHS: &[&str] = &[
+    "/",
+    "/anthropic",
+    "/anthropic/",
+    "/status",
+    "/health",
+    "/ready",
+    "/openapi.json",
+    "/favicon.ico",
+    "/tandem.v1.Inference/Health",
+];
+/// Likewise, everything below. To gRPC, a service is a folder and its calls are what is in it.
+const OPEN_FOLDERS: &[&str] = &[
+    "/assets/",
+    "/grpc.health.v1.Health/",
+    "/grpc.reflection.v1.ServerReflection/",
+    "/grpc.reflection.v1alpha.ServerReflection/",
+];
 
 /// Lets a request through if it may, and for as long as its answer takes counts it against its key.
-pub(crate) async fn admit(State(state): State<ApiState>, request: Request, next: Next) -> Response {
+pub(crate) async fn admit(State(state): State<ApiState>, mut request: Request, next: Next) -> Response {
     match check(&request, state.settings()) {
-        Ok(None) => next.run(request).await,
-        Ok(Some(permit)) => next.run(request).await.map(|body| Body::new(Held { body, _permit: permit })),
+        Ok(admitted) => {
+            request.extensions_mut().insert(admitted.caller);
+            admitted.held(next.run(request).await)
+        }
         Err(error) => {
             let (parts, unread) = request.into_parts();
             // A client that is still sending when the connection closes may never see the answer.
@@ -49,7 +67,24 @@ pub(crate) async fn admit(State(state): State<ApiState>, request: Request, next:
     }
 }
 
-fn check(request: &Request, settings: &ApiSettings) -> Result<Option<Permit>, ApiError> {
+/// A request that may come in.
+pub(crate) struct Admitted {
+    pub caller: Caller,
+    permit: Option<Permit>,
+}
+
+impl Admitted {
+    /// The answer to the request, which counts until it is sent or dropped.
+    pub(crate) fn held(self, response: Response) -> Response {
+        match self.permit {
+            Some(permit) => response.map(|body| Body::new(Held { body, _permit: permit })),
+            None => response,
+        }
+    }
+}
+
+/// Whether a request may come in, and whose it is.
+pub(crate) fn check(request: &Request, settings: &ApiSettings) -> Result<Admitted, ApiError> {
     let (headers, path) = (request.headers(), request.uri().path());
     if !request.method().is_safe() && !settings.cors_origins.admit(headers) {
         return Err(ApiError::cross_site());
@@ -58,15 +93,16 @@ fn check(request: &Request, settings: &ApiSettings) -> Result<Option<Permit>, Ap
         Some(keys) if needs_key(path, settings) => {
             let key = keys.find(&given_keys(headers)).ok_or_else(|| no_key(headers))?;
             tracing::Span::current().record("key", key.name());
-            key.take(std::time::Instant::now()).map(Some)
+            let permit = key.take(std::time::Instant::now())?;
+            Ok(Admitted { caller: key.caller(), permit: Some(permit) })
         }
-        _ => Ok(None),
+        _ => Ok(Admitted { caller: Caller::default(), permit: None }),
     }
 }
 
 /// Whether a request of this path needs a key, where any does.
 pub(crate) fn needs_key(path: &str, settings: &ApiSettings) -> bool {
-    let open = OPEN_PATHS.contains(&path) || path.starts_with(OPEN_FOLDER);
+    let open = OPEN_PATHS.contains(&path) || OPEN_FOLDERS.iter().any(|folder| path.starts_with(folder));
     !(open || settings.open_metrics && path == "/metrics")
 }
 

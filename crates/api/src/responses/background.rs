@@ -16,7 +16,8 @@ pub(super) fn start(response: ResponseReply) -> Value {
     let object = response.object(&Status::Queued);
     let items = response.conversation();
     let input = response.history.len()..items.len();
-    response.state.responses().insert(response.head.id.clone(), &object, items, input, Some(running));
+    let (id, caller) = (response.head.id.clone(), response.caller);
+    response.state.responses().insert(id, caller, &object, items, input, Some(running));
     tokio::spawn(compute(response, cancelled).in_current_span());
     object
 }

@@ -13,6 +13,7 @@ use super::output::Output;
 use super::request::{self, ResponsePlan};
 use super::response::{ResponseHead, Status};
 use super::store::Text;
+use crate::access::Caller;
 use crate::blocking::blocking;
 use crate::body;
 use crate::chat_choice::Finish;
@@ -28,6 +29,7 @@ use crate::state::ApiState;
 pub(super) async fn create(
     State(state): State<ApiState>,
     Extension(RequestName(name)): Extension<RequestName>,
+    Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let arrived = Instant::now();
@@ -35,14 +37,14 @@ pub(super) async fn create(
     let (parts, body) = request.into_parts();
     let body = body::read(&parts.headers, body, state.settings()).await?;
     let (planner, for_model) = (state.clone(), served.clone());
-    let plan = blocking(move || request::plan(&body, &planner, &for_model.model)).await?;
+    let plan = blocking(move || request::plan(&body, caller, &planner, &for_model.model)).await?;
     let ResponsePlan { turn, tools, echo, history, input, store, background, sealed } = plan;
     let output = Output::new(tools, sealed, turn.logprobs.is_some());
     let reply = Reply::start(&state, &served, turn, "responses", arrived)?;
     let model = served.model.name().to_string();
     let head = ResponseHead { id: format!("resp_{name}"), created: unix_seconds(), model, echo };
     let keep_alive = state.settings().keep_alive;
-    let response = ResponseReply { state, reply, head, output, history, input, store };
+    let response = ResponseReply { state, caller, reply, head, output, history, input, store };
     match (background, response.reply.plan.params.stream) {
         (true, _) => Ok(Json(background::start(response)).into_response()),
         (false, true) => Ok(sse::response(Protocol::Responses, keep_alive, |events| response.stream(events))),
@@ -51,17 +53,22 @@ pub(super) async fn create(
 }
 
 /// Counts the tokens that a responses request would have in its prompt.
-pub(super) async fn input_tokens(State(state): State<ApiState>, request: Request) -> Result<Json<Value>, ApiError> {
+pub(super) async fn input_tokens(
+    State(state): State<ApiState>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+) -> Result<Json<Value>, ApiError> {
     let served = state.served()?;
     let (parts, body) = request.into_parts();
     let body = body::read(&parts.headers, body, state.settings()).await?;
-    let count = blocking(move || request::count(&body, &state, &served.model)).await?;
+    let count = blocking(move || request::count(&body, caller, &state, &served.model)).await?;
     Ok(Json(json!({"object": "response.input_tokens", "input_tokens": count})))
 }
 
 /// A reply in the shape of a response.
 pub(super) struct ResponseReply {
     pub state: ApiState,
+    pub caller: Caller,
     reply: Reply,
     pub head: ResponseHead,
     output: Output,
@@ -157,7 +164,7 @@ impl ResponseReply {
         let mut items = self.conversation();
         let input = self.history.len()..items.len();
         items.extend(self.output());
-        self.state.responses().insert(self.head.id.clone(), object, items, input, None);
+        self.state.responses().insert(self.head.id.clone(), self.caller, object, items, input, None);
     }
 }
 

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use super::items;
 use super::store::Text;
 use super::tools::{self, Tools};
+use crate::access::Caller;
 use crate::body;
 use crate::conversation::{effort, schema};
 use crate::error::ApiError;
@@ -91,12 +92,17 @@ struct Reading {
 }
 
 /// Reads, checks and renders a request.
-pub(super) fn plan(value: &Value, state: &ApiState, model: &ServedModel) -> Result<ResponsePlan, ApiError> {
+pub(super) fn plan(
+    value: &Value,
+    caller: Caller,
+    state: &ApiState,
+    model: &ServedModel,
+) -> Result<ResponsePlan, ApiError> {
     model.check_request(value)?;
     let params = sampling(body::typed(value)?).check(&model.info, state.settings());
     let params = params.map_err(|error| error.renamed("max_tokens", "max_output_tokens"))?;
     let Reading { turn, tools, history, input, logprobs, store, background, sealed } =
-        read(body::typed(value)?, state)?;
+        read(body::typed(value)?, caller, state)?;
     let wrong = match (background, store, params.stream) {
         (true, false, _) => "'background' needs 'store': its result could not be asked for",
         (true, _, true) => {
@@ -114,9 +120,9 @@ pub(super) fn plan(value: &Value, state: &ApiState, model: &ServedModel) -> Resu
 }
 
 /// The tokens of a request's prompt.
-pub(super) fn count(value: &Value, state: &ApiState, model: &ServedModel) -> Result<usize, ApiError> {
+pub(super) fn count(value: &Value, caller: Caller, state: &ApiState, model: &ServedModel) -> Result<usize, ApiError> {
     model.check_request(value)?;
-    Ok(read(body::typed(value)?, state)?.turn.render(state, model)?.tokens.len())
+    Ok(read(body::typed(value)?, caller, state)?.turn.render(state, model)?.tokens.len())
 }
 
 fn sampling(names: SamplingNames) -> SamplingFields {
@@ -129,15 +135,15 @@ fn sampling(names: SamplingNames) -> SamplingFields {
     }
 }
 
-fn read(fields: ResponseFields, state: &ApiState) -> Result<Reading, ApiError> {
+fn read(fields: ResponseFields, caller: Caller, state: &ApiState) -> Result<Reading, ApiError> {
     for (name, value) in [("conversation", &fields.conversation), ("prompt", &fields.prompt)] {
         if value.as_ref().is_some_and(|value| !value.is_null()) {
             let message = format!("'{name}' refers to what is kept at OpenAI; send 'input', or 'previous_response_id'");
             return Err(ApiError::unsupported(name, message));
         }
     }
-    let history = fields.previous_response_id.map_or(Ok(Vec::new()), |id| history(&id, state))?;
-    let input = input(fields.input, state)?;
+    let history = fields.previous_response_id.map_or(Ok(Vec::new()), |id| history(&id, caller, state))?;
+    let input = input(fields.input, caller, state)?;
     let earlier: Vec<Value> = history.iter().map(|text| text.value()).collect();
     let mut tools = Tools::default();
     tools.add("tools", &fields.tools.unwrap_or_default())?;
@@ -181,9 +187,9 @@ fn logprobs(top: Option<i64>, included: bool) -> Result<Option<u8>, ApiError> {
 }
 
 /// The items of the conversation that the response of this id ends.
-fn history(id: &str, state: &ApiState) -> Result<Vec<Arc<Text>>, ApiError> {
+fn history(id: &str, caller: Caller, state: &ApiState) -> Result<Vec<Arc<Text>>, ApiError> {
     let mut store = state.responses();
-    match store.get(id) {
+    match store.get(id, caller) {
         Some(stored) if stored.running.is_some() => {
             let message = format!("the previous response '{id}' is not complete yet");
             Err(ApiError::invalid_value("previous_response_id", message))
@@ -194,7 +200,7 @@ fn history(id: &str, state: &ApiState) -> Result<Vec<Arc<Text>>, ApiError> {
 }
 
 /// The request's items, each with a type and an id; references are replaced by what they refer to.
-fn input(input: Option<Value>, state: &ApiState) -> Result<Vec<Value>, ApiError> {
+fn input(input: Option<Value>, caller: Caller, state: &ApiState) -> Result<Vec<Value>, ApiError> {
     let items = match input {
         None | Some(Value::Null) => Vec::new(),
         Some(Value::String(text)) => {
@@ -206,14 +212,14 @@ fn input(input: Option<Value>, state: &ApiState) -> Result<Vec<Value>, ApiError>
             return Err(ApiError::invalid_type("input", message));
         }
     };
-    let item = |(at, item): (usize, Value)| normal(&format!("input[{at}]"), item, state);
+    let item = |(at, item): (usize, Value)| normal(&format!("input[{at}]"), item, caller, state);
     items.into_iter().enumerate().map(item).collect()
 }
 
-fn normal(path: &str, mut item: Value, state: &ApiState) -> Result<Value, ApiError> {
+fn normal(path: &str, mut item: Value, caller: Caller, state: &ApiState) -> Result<Value, ApiError> {
     let is_reference = item["type"] == "item_reference" || (item["type"].is_null() && item["role"].is_null());
     if let (true, Some(id)) = (is_reference, item["id"].as_str()) {
-        return state.responses().item(id).ok_or_else(|| {
+        return state.responses().item(id, caller).ok_or_else(|| {
             let message = format!("item '{id}' is not known; only items of stored responses can be referred to");
             ApiError::invalid_value(format!("{path}.id"), message)
         });

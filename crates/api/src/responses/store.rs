@@ -1,4 +1,4 @@
-//! Responses that may be asked for again, or continued: so many, of so many bytes, for so long.
+//! Responses that may be asked for again, or continued: so many, of so many bytes, for so long, by those who made them.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tokio::sync::watch;
+
+use crate::access::Caller;
 
 /// What is remembered besides the text of an item: pointers to it and the names of things, roughly.
 const OVERHEAD_BYTES: usize = 64;
@@ -32,6 +34,8 @@ pub(super) struct Stored {
     pub items: Vec<Arc<Text>>,
     /// Which of them were this response's input.
     pub input: Range<usize>,
+    /// Who asked for it, and may ask for it again.
+    owner: Caller,
     /// Ends the response while it is computed in the background.
     pub running: Option<Running>,
     since: Instant,
@@ -69,6 +73,7 @@ impl ResponseStore {
     pub(super) fn insert(
         &mut self,
         id: String,
+        owner: Caller,
         response: &Value,
         items: Vec<Arc<Text>>,
         input: Range<usize>,
@@ -76,7 +81,7 @@ impl ResponseStore {
     ) {
         let _pointers = self.weight(items.len() * size_of::<Arc<Text>>());
         let response = self.text(response);
-        let stored = Stored { response, items, input, running, since: Instant::now(), _pointers };
+        let stored = Stored { response, items, input, owner, running, since: Instant::now(), _pointers };
         self.responses.insert(id.clone(), stored);
         self.by_age.push_back(id);
         self.trim();
@@ -95,25 +100,27 @@ impl ResponseStore {
         self.trim();
     }
 
-    /// The response of that id, if it is still there.
-    pub(super) fn get(&mut self, id: &str) -> Option<&Stored> {
+    /// The response of that id, if it is still there and the caller's.
+    pub(super) fn get(&mut self, id: &str, caller: Caller) -> Option<&Stored> {
         self.trim();
-        self.responses.get(id)
+        self.responses.get(id).filter(|stored| stored.owner == caller)
     }
 
-    /// Forgets a response. Returns whether it was there.
-    pub(super) fn remove(&mut self, id: &str) -> bool {
-        self.trim();
+    /// Forgets a response of the caller's. Returns whether it was there.
+    pub(super) fn remove(&mut self, id: &str, caller: Caller) -> bool {
+        if self.get(id, caller).is_none() {
+            return false;
+        }
         self.by_age.retain(|other| other != id);
         self.responses.remove(id).is_some()
     }
 
-    /// The output item of that id among all responses.
-    pub(super) fn item(&mut self, id: &str) -> Option<Value> {
+    /// The output item of that id among all responses of the caller's.
+    pub(super) fn item(&mut self, id: &str, caller: Caller) -> Option<Value> {
         self.trim();
         let quoted = Value::from(id).to_string();
-        let mut all = self.responses.values().flat_map(|stored| &stored.items);
-        all.find_map(|text| {
+        let own = self.responses.values().filter(|stored| stored.owner == caller);
+        own.flat_map(|stored| &stored.items).find_map(|text| {
             let value = text.json.contains(&quoted).then(|| text.value())?;
             (value["id"] == id).then_some(value)
         })
@@ -179,10 +186,13 @@ mod tests {
 
     /// Stores a response that goes on from `previous` with one more item of so many bytes.
     fn put(store: &mut ResponseStore, id: &str, previous: Option<&str>, bytes: usize) {
-        let mut items = previous.and_then(|id| store.get(id)).map(|stored| stored.items.clone()).unwrap_or_default();
+        let mut items = previous
+            .and_then(|id| store.get(id, Caller::default()))
+            .map(|stored| stored.items.clone())
+            .unwrap_or_default();
         items.push(Arc::new(store.text(&json!({"id": format!("item_{id}"), "text": "x".repeat(bytes)}))));
         let input = items.len() - 1..items.len();
-        store.insert(id.to_string(), &json!({"id": id}), items, input, None);
+        store.insert(id.to_string(), Caller::default(), &json!({"id": id}), items, input, None);
     }
 
     #[test]
@@ -191,8 +201,12 @@ mod tests {
         for id in ["a", "b", "c"] {
             put(&mut store, id, None, 10);
         }
-        assert!(store.get("a").is_none() && store.get("b").is_some() && store.get("c").is_some());
-        assert!(store.remove("b") && !store.remove("b"));
+        assert!(
+            store.get("a", Caller::default()).is_none()
+                && store.get("b", Caller::default()).is_some()
+                && store.get("c", Caller::default()).is_some()
+        );
+        assert!(store.remove("b", Caller::default()) && !store.remove("b", Caller::default()));
         assert_eq!(store.by_age.len(), 1);
     }
 
@@ -204,7 +218,7 @@ mod tests {
             let id = format!("r{turn}");
             put(&mut store, &id, previous.as_deref(), 1000);
             assert!(store.bytes.load(Ordering::Relaxed) <= 100_000);
-            previous = store.get(&id).is_some().then_some(id);
+            previous = store.get(&id, Caller::default()).is_some().then_some(id);
         }
         store.responses.clear();
         assert_eq!(store.bytes.load(Ordering::Relaxed), 0, "whatever counts is given back");
@@ -214,9 +228,9 @@ mod tests {
     fn a_response_that_is_too_large_is_not_kept() {
         let mut store = store(1000, 1000);
         put(&mut store, "a", None, 10_000);
-        assert!(store.get("a").is_none());
+        assert!(store.get("a", Caller::default()).is_none());
         put(&mut store, "b", None, 10);
-        assert!(store.get("b").is_some());
+        assert!(store.get("b", Caller::default()).is_some());
     }
 
     #[test]
@@ -224,22 +238,22 @@ mod tests {
         let mut store = ResponseStore::new(10, 1 << 20, Duration::ZERO);
         put(&mut store, "a", None, 10);
         std::thread::sleep(Duration::from_millis(2));
-        assert!(store.get("a").is_none());
+        assert!(store.get("a", Caller::default()).is_none());
     }
 
     #[test]
     fn items_are_found_by_their_ids() {
         let mut store = store(10, 1 << 20);
         put(&mut store, "a", None, 10);
-        assert_eq!(store.item("item_a").unwrap()["id"], "item_a");
-        assert!(store.item("item").is_none());
+        assert_eq!(store.item("item_a", Caller::default()).unwrap()["id"], "item_a");
+        assert!(store.item("item", Caller::default()).is_none());
     }
 
     #[test]
     fn what_nobody_can_ask_for_any_more_is_not_computed() {
         let mut store = store(1, 1 << 20);
         let (running, flag) = Running::new();
-        store.insert("a".into(), &json!({}), Vec::new(), 0..0, Some(running));
+        store.insert("a".into(), Caller::default(), &json!({}), Vec::new(), 0..0, Some(running));
         assert!(!*flag.borrow());
         put(&mut store, "b", None, 10);
         assert!(*flag.borrow());

@@ -2,10 +2,11 @@
 
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Extension, Path, Query, State};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::access::Caller;
 use crate::error::ApiError;
 use crate::state::ApiState;
 
@@ -30,6 +31,7 @@ pub(super) struct ListFields {
 /// The response as it stands.
 pub(super) async fn get(
     State(state): State<ApiState>,
+    Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
     fields: Result<Query<GetFields>, QueryRejection>,
 ) -> Result<Json<Value>, ApiError> {
@@ -39,22 +41,30 @@ pub(super) async fn get(
         return Err(ApiError::unsupported("stream", message));
     }
     let mut store = state.responses();
-    let stored = store.get(&id).ok_or_else(|| ApiError::response_not_found(&id))?;
+    let stored = store.get(&id, caller).ok_or_else(|| ApiError::response_not_found(&id))?;
     Ok(Json(stored.response.value()))
 }
 
 /// Forgets the response, and ends it if it is still computed.
-pub(super) async fn delete(State(state): State<ApiState>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
-    match state.responses().remove(&id) {
+pub(super) async fn delete(
+    State(state): State<ApiState>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    match state.responses().remove(&id, caller) {
         true => Ok(Json(json!({"id": id, "object": "response", "deleted": true}))),
         false => Err(ApiError::response_not_found(&id)),
     }
 }
 
 /// Ends a response that is computed in the background. One that has ended stays as it is.
-pub(super) async fn cancel(State(state): State<ApiState>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+pub(super) async fn cancel(
+    State(state): State<ApiState>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
     let mut store = state.responses();
-    let stored = store.get(&id).ok_or_else(|| ApiError::response_not_found(&id))?;
+    let stored = store.get(&id, caller).ok_or_else(|| ApiError::response_not_found(&id))?;
     let mut response = stored.response.value();
     if response["background"] != true {
         let message = format!("response '{id}' was not started with 'background'; only such can be cancelled");
@@ -70,12 +80,13 @@ pub(super) async fn cancel(State(state): State<ApiState>, Path(id): Path<String>
 /// The items that the response was asked with.
 pub(super) async fn input_items(
     State(state): State<ApiState>,
+    Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
     fields: Result<Query<ListFields>, QueryRejection>,
 ) -> Result<Json<Value>, ApiError> {
     let Query(fields) = fields.map_err(|error| ApiError::invalid_value("limit", error.body_text()))?;
     let mut store = state.responses();
-    let stored = store.get(&id).ok_or_else(|| ApiError::response_not_found(&id))?;
+    let stored = store.get(&id, caller).ok_or_else(|| ApiError::response_not_found(&id))?;
     let mut items: Vec<Value> = stored.items[stored.input.clone()].iter().map(|text| text.value()).collect();
     match fields.order.as_deref() {
         Some("asc") => {}

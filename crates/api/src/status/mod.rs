@@ -15,10 +15,15 @@ pub use report::{
 
 /// The state of the server now, and what it did of late.
 pub(crate) async fn report(State(state): State<ApiState>) -> Json<Status> {
-    sample(&state);
+    Json(now(&state))
+}
+
+/// The same, for any protocol.
+pub(crate) fn now(state: &ApiState) -> Status {
+    sample(state);
     let served = state.served().ok();
     let recent = state.history().recent(state.metrics());
-    let status = Status {
+    Status {
         version: env!("CARGO_PKG_VERSION").to_string(),
         uptime_s: state.uptime().as_secs(),
         trouble: served.as_ref().and_then(|served| served.engine.trouble()),
@@ -30,8 +35,7 @@ pub(crate) async fn report(State(state): State<ApiState>) -> Json<Status> {
         prefix_cache: served.as_ref().map(|served| cache(served)).unwrap_or_default(),
         latency: recent.latency,
         requests: state.metrics().requests(),
-    };
-    Json(status)
+    }
 }
 
 /// Notes the engine's counts, for what is reported about the last minutes.

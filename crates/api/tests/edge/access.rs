@@ -208,3 +208,31 @@ async fn named_sites_may_ask_and_read() {
     assert_eq!(refused.status, 403);
     assert!(refused.headers.get("access-control-allow-origin").is_none());
 }
+
+#[tokio::test]
+async fn stored_responses_are_for_the_key_that_made_them() {
+    let locked = Locked::start();
+    let add = |keys: &mut KeyFile| Ok::<_, KeyFileError>(keys.add("other", KeyLimits::default()).unwrap());
+    let other = KeyFile::update(&locked.file, add).unwrap();
+    locked.keys.reload().unwrap();
+    let (own, others) = (locked.bearer(), vec![("authorization", format!("Bearer {other}"))]);
+    let made = send(&locked.edge, "POST", "/v1/responses", &own, &json!({"input": "Hi"})).await.ok();
+    let path = format!("/v1/responses/{}", made["id"].as_str().unwrap());
+    for (method, path) in [
+        ("GET", path.clone()),
+        ("DELETE", path.clone()),
+        ("POST", format!("{path}/cancel")),
+        ("GET", format!("{path}/input_items")),
+    ] {
+        let refused = send(&locked.edge, method, &path, &others, &Value::Null).await;
+        assert_eq!((refused.status.as_u16(), &refused.error()["code"]), (404, &json!("response_not_found")), "{path}");
+    }
+    let going_on = json!({"input": "Hi", "previous_response_id": made["id"]});
+    let refused = send(&locked.edge, "POST", "/v1/responses", &others, &going_on).await;
+    assert_eq!(refused.error()["code"], "previous_response_not_found");
+    let referring = json!({"input": [{"type": "item_reference", "id": made["output"][0]["id"]}]});
+    let refused = send(&locked.edge, "POST", "/v1/responses", &others, &referring).await;
+    assert_eq!((refused.status.as_u16(), &refused.error()["param"]), (400, &json!("input[0].id")));
+    assert_eq!(send(&locked.edge, "GET", &path, &own, &Value::Null).await.ok()["id"], made["id"]);
+    send(&locked.edge, "DELETE", &path, &own, &Value::Null).await.ok();
+}

@@ -7,6 +7,7 @@ mod completions;
 mod connections;
 mod edge;
 mod errors;
+mod grpc;
 mod ollama;
 mod openapi;
 mod others;
