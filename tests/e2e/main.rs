@@ -9,3 +9,4 @@ mod server;
 mod serving;
 mod structured;
 mod top;
+mod workers;

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,7 @@ pub fn tandem(args: &[&str]) -> Command {
 /// A running server; killed when dropped.
 pub struct Server {
     child: Child,
+    log: Mutex<Receiver<String>>,
     url: String,
     agent: ureq::Agent,
 }
@@ -57,12 +59,13 @@ impl Server {
             .http_status_as_error(false)
             .timeout_global(Some(ANSWER_TIMEOUT))
             .tls_config(tls);
-        let server = Self { child, url: logged_url(&log), agent: config.build().into() };
+        let server = Self { child, url: logged_url(&log), agent: config.build().into(), log: Mutex::new(log) };
         server.wait_ready();
         server
     }
 
-    fn wait_ready(&self) {
+    /// Waits until requests are served.
+    pub fn wait_ready(&self) {
         let deadline = Instant::now() + READY_TIMEOUT;
         while self.get("/ready").0 != 200 {
             assert!(Instant::now() < deadline, "not ready in {READY_TIMEOUT:?}");
@@ -79,6 +82,19 @@ impl Server {
     /// Where it listens.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Waits for a line of the log, not seen before, with this in it.
+    pub fn logged(&self, part: &str) -> String {
+        let deadline = Instant::now() + READY_TIMEOUT;
+        let log = self.log.lock().expect("a log");
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let line = log.recv_timeout(left).unwrap_or_else(|_| panic!("no line with {part}"));
+            if line.contains(part) {
+                return line;
+            }
+        }
     }
 
     /// The process id.
