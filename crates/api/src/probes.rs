@@ -9,10 +9,13 @@ use serde_json::{Value, json};
 use crate::error::ApiError;
 use crate::state::ApiState;
 
-/// 200 while the process works: a model that is loading is healthy, an engine that stopped is not.
+/// 200 while the process works: a model that is loading is healthy, for the first time or after a worker was lost; an
+/// engine that stopped is not.
 pub(crate) async fn health(State(state): State<ApiState>) -> Result<Json<Value>, ApiError> {
-    check_engine(&state)?;
-    Ok(Json(json!({"status": "ok"})))
+    match state.served().ok().and_then(|served| served.engine.ended()) {
+        Some(reason) => Err(ApiError::engine_not_running(&reason)),
+        None => Ok(Json(json!({"status": "ok"}))),
+    }
 }
 
 /// 200 once requests are served.

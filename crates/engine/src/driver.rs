@@ -3,15 +3,23 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use tandem_step::Worker;
+use tandem_step::{Worker, WorkerSource};
 
 use crate::engine::{Command, Condition, Shared};
 use crate::{FinishReason, Finished, RequestId, RequestTimings, Scheduler, Update, UpdateSink, Usage};
 
+/// How often the wish to stop is looked for while the next worker is waited for.
+const RECOVERY_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How often an idle worker that can be replaced is asked whether it is still there.
+const CHECK_INTERVAL: Duration = Duration::from_millis(250);
+
 /// The engine's thread: takes commands, keeps the worker busy, delivers updates.
 pub(crate) struct Driver {
     shared: Arc<Shared>,
-    worker: Box<dyn Worker>,
+    /// `None` only while the next is waited for.
+    worker: Option<Box<dyn Worker>>,
+    source: Option<Box<dyn WorkerSource>>,
     scheduler: Scheduler,
     sinks: HashMap<RequestId, UpdateSink>,
     step_timeout: Duration,
@@ -27,15 +35,16 @@ impl Driver {
     pub(crate) fn new(
         shared: Arc<Shared>,
         worker: Box<dyn Worker>,
+        source: Option<Box<dyn WorkerSource>>,
         scheduler: Scheduler,
         step_timeout: Duration,
     ) -> Self {
-        Self { shared, worker, scheduler, sinks: HashMap::new(), step_timeout }
+        Self { shared, worker: Some(worker), source, scheduler, sinks: HashMap::new(), step_timeout }
     }
 
-    /// Serves until told to stop or the worker is lost; then every open request is told, and no other accepted.
+    /// Serves until told to stop or the last worker is lost; then every open request is told, and no other accepted.
     pub(crate) fn run(mut self) {
-        let served = catch_unwind(AssertUnwindSafe(|| self.serve()));
+        let served = catch_unwind(AssertUnwindSafe(|| self.serve_with_each()));
         let failure = match served {
             Ok(Ok(())) => None,
             Ok(Err(reason)) => Some(reason),
@@ -47,15 +56,64 @@ impl Driver {
         let reason = failure.unwrap_or_else(|| "it is shut down".to_owned());
         // Even if a sink panics now, those who wait for the end must learn of it.
         let _ = catch_unwind(AssertUnwindSafe(|| self.close(&reason)));
+        // Whoever waits for the end may count on the worker's having ended, too.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop((self.worker.take(), self.source.take()))));
         self.shared.lock().is_done = true;
         self.shared.done.notify_all();
+    }
+
+    /// Serves with one worker after another.
+    fn serve_with_each(&mut self) -> Result<(), String> {
+        loop {
+            let Err(lost) = self.serve() else { return Ok(()) };
+            if !self.begin_recovery(&lost) {
+                return Err(lost);
+            }
+            if !self.await_worker()? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Fails what is open; false if there is to be no other worker.
+    fn begin_recovery(&mut self, lost: &str) -> bool {
+        let is_running = matches!(self.shared.lock().condition, Condition::Running);
+        if self.source.is_none() || !is_running {
+            return false;
+        }
+        tracing::error!(lost, "the worker is lost: open requests fail, the next worker is waited for");
+        self.fail_open(lost, Condition::Recovering { reason: format!("{lost} (it is being replaced)") });
+        self.worker = None;
+        true
+    }
+
+    /// Waits for the next worker; false if the engine is to stop instead.
+    fn await_worker(&mut self) -> Result<bool, String> {
+        loop {
+            let Some(source) = &mut self.source else { return Ok(false) };
+            let next = source.next(RECOVERY_INTERVAL).map_err(|error| error.to_string())?;
+            let mut state = self.shared.lock();
+            if !matches!(state.condition, Condition::Recovering { .. }) {
+                return Ok(false);
+            }
+            if next.is_some() {
+                state.condition = Condition::Running;
+                drop(state);
+                self.worker = next;
+                tracing::info!("requests are served again");
+                return Ok(true);
+            }
+        }
     }
 
     fn serve(&mut self) -> Result<(), String> {
         loop {
             let Flow::Serve { until } = self.take_commands() else { return Ok(()) };
+            if self.scheduler.steps_in_flight() == 0 {
+                self.worker()?.check().map_err(|error| error.to_string())?;
+            }
             while let Some(plan) = self.scheduler.next_plan(Instant::now()) {
-                self.worker.submit(plan).map_err(|error| error.to_string())?;
+                self.worker()?.submit(plan).map_err(|error| error.to_string())?;
             }
             self.deliver();
             if self.scheduler.steps_in_flight() > 0 {
@@ -73,16 +131,22 @@ impl Driver {
         let mut state = shared.lock();
         state.stats = self.scheduler.stats();
         if idle {
-            // Without a deadline: whoever brings work or takes the last handle away wakes it.
             let is_quiet = |state: &mut crate::engine::State| {
                 state.commands.is_empty() && matches!(state.condition, Condition::Running)
             };
-            state = shared.wake.wait_while(state, is_quiet).unwrap_or_else(PoisonError::into_inner);
+            state = match self.source {
+                // Without a deadline: whoever brings work or takes the last handle away wakes it.
+                None => shared.wake.wait_while(state, is_quiet).unwrap_or_else(PoisonError::into_inner),
+                Some(_) => {
+                    let waited = shared.wake.wait_timeout_while(state, CHECK_INTERVAL, is_quiet);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
         }
         let until = match state.condition {
             Condition::Running => None,
             Condition::Stopping { deadline } => Some(deadline),
-            Condition::Down { .. } => return Flow::Stop,
+            Condition::Recovering { .. } | Condition::Down { .. } => return Flow::Stop,
         };
         let commands = std::mem::take(&mut state.commands);
         state.submitted = 0;
@@ -114,10 +178,17 @@ impl Driver {
         }
     }
 
+    fn worker(&mut self) -> Result<&mut dyn Worker, String> {
+        match &mut self.worker {
+            Some(worker) => Ok(worker.as_mut()),
+            None => Err("there is no worker".to_owned()),
+        }
+    }
+
     fn await_result(&mut self, until: Option<Instant>) -> Result<(), String> {
         let left = until.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let timeout = left.map_or(self.step_timeout, |left| left.min(self.step_timeout));
-        let result = match self.worker.next(timeout) {
+        let result = match self.worker()?.next(timeout) {
             Ok(result) => result,
             // The time to stop came first; `close` will fail what is open.
             Err(_) if until.is_some_and(|deadline| Instant::now() >= deadline) => return Ok(()),
@@ -148,11 +219,15 @@ impl Driver {
         }
     }
 
-    /// Fails what is open and what is still coming in.
     fn close(&mut self, reason: &str) {
+        self.fail_open(reason, Condition::Down { reason: reason.to_owned() });
+    }
+
+    /// Fails what is open and what is still coming in. From now on requests are refused, for `condition`'s reason.
+    fn fail_open(&mut self, reason: &str, condition: Condition) {
         let commands = {
             let mut state = self.shared.lock();
-            state.condition = Condition::Down { reason: reason.to_owned() };
+            state.condition = condition;
             state.submitted = 0;
             std::mem::take(&mut state.commands)
         };

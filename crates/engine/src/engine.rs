@@ -2,7 +2,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tandem_step::{Capacity, Worker};
+use tandem_step::{Capacity, Worker, WorkerSource};
 
 use crate::driver::Driver;
 use crate::{EngineSettings, EngineStats, Request, RequestId, Scheduler, StartError, SubmitError, UpdateSink};
@@ -49,6 +49,10 @@ pub(crate) enum Condition {
     Stopping {
         deadline: Instant,
     },
+    /// The worker was lost and the next is being waited for; no request is open.
+    Recovering {
+        reason: String,
+    },
     /// The thread has ended or is about to.
     Down {
         reason: String,
@@ -64,9 +68,20 @@ pub(crate) enum Command {
 impl Engine {
     /// Starts the engine's thread. Fails if the settings do not fit the capacity; see [`EngineSettings::check`].
     pub fn start(worker: Box<dyn Worker>, capacity: Capacity, settings: EngineSettings) -> Result<Self, StartError> {
+        Self::start_with(worker, None, capacity, settings)
+    }
+
+    /// The same, but when the worker is lost the engine goes on with the next from `source`. Until then requests are
+    /// refused; those that were open have failed.
+    pub fn start_with(
+        worker: Box<dyn Worker>,
+        source: Option<Box<dyn WorkerSource>>,
+        capacity: Capacity,
+        settings: EngineSettings,
+    ) -> Result<Self, StartError> {
         let scheduler = Scheduler::new(capacity, settings.clone())?;
         let shared = Arc::new(Shared::new());
-        let driver = Driver::new(shared.clone(), worker, scheduler, settings.step_timeout);
+        let driver = Driver::new(shared.clone(), worker, source, scheduler, settings.step_timeout);
         let thread = std::thread::Builder::new().name("engine".to_owned());
         thread.spawn(move || driver.run()).map_err(StartError::Thread)?;
         Ok(Self { handle: Arc::new(Handle { shared, capacity, settings }) })
@@ -95,7 +110,7 @@ impl Engine {
     /// Ends a request, if it is still open: it takes part in no step planned after the one being run.
     pub fn abort(&self, id: RequestId) {
         let mut state = self.handle.shared.lock();
-        if !matches!(state.condition, Condition::Down { .. }) {
+        if !matches!(state.condition, Condition::Recovering { .. } | Condition::Down { .. }) {
             state.commands.push_back(Command::Abort(id));
             self.handle.shared.wake.notify_one();
         }
@@ -120,6 +135,20 @@ impl Engine {
     /// Why it accepts no requests: the worker was lost, or it was told to stop.
     pub fn trouble(&self) -> Option<String> {
         self.handle.shared.lock().condition.trouble()
+    }
+
+    /// Why it will accept none any more. Trouble that may pass is not it: see [`Self::is_recovering`].
+    pub fn ended(&self) -> Option<String> {
+        let state = self.handle.shared.lock();
+        match state.condition {
+            Condition::Recovering { .. } => None,
+            _ => state.condition.trouble(),
+        }
+    }
+
+    /// Whether the worker was lost and the next is being waited for: trouble that may pass.
+    pub fn is_recovering(&self) -> bool {
+        matches!(self.handle.shared.lock().condition, Condition::Recovering { .. })
     }
 
     /// Stops the engine: refuses new requests, lets open ones finish until `timeout` has passed, and fails the rest.
@@ -164,7 +193,7 @@ impl Shared {
     fn stop_by(&self, deadline: Instant) {
         let mut state = self.lock();
         let deadline = match state.condition {
-            Condition::Running => deadline,
+            Condition::Running | Condition::Recovering { .. } => deadline,
             Condition::Stopping { deadline: earlier } => deadline.min(earlier),
             Condition::Down { .. } => return,
         };
@@ -178,7 +207,7 @@ impl Condition {
         match self {
             Condition::Running => None,
             Condition::Stopping { .. } => Some("it is shutting down".to_owned()),
-            Condition::Down { reason } => Some(reason.clone()),
+            Condition::Recovering { reason } | Condition::Down { reason } => Some(reason.clone()),
         }
     }
 }

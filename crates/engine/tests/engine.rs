@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use simulation::{HashWorker, Random, expected, request, roomy, settings};
 use tandem_engine::{Engine, EngineSettings, FinishReason, Finished, Request, SubmitError, Update, UpdateSink};
-use tandem_step::{StepPlan, StepResult, Worker, WorkerError};
+use tandem_step::{StepPlan, StepResult, Worker, WorkerError, WorkerSource};
 
 /// Ample for everything here, also on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -21,11 +21,15 @@ struct Threaded {
 
 impl Threaded {
     /// `before` runs before every step, and may take its time; the worker dies once it returns `false`.
-    fn start(mut before: impl FnMut(&StepPlan) -> bool + Send + 'static) -> Box<Self> {
+    fn start(before: impl FnMut(&StepPlan) -> bool + Send + 'static) -> Box<Self> {
+        Self::start_epoch(0, before)
+    }
+
+    fn start_epoch(epoch: u64, mut before: impl FnMut(&StepPlan) -> bool + Send + 'static) -> Box<Self> {
         let (plans, received) = channel::<StepPlan>();
         let (send, results) = channel();
         std::thread::spawn(move || {
-            let mut worker = HashWorker::new(roomy(), 8);
+            let mut worker = HashWorker::new(roomy(), 8).of_epoch(epoch);
             while let Some(plan) = received.recv().ok().filter(&mut before) {
                 let result = worker.run(plan);
                 worker.returned();
@@ -253,4 +257,77 @@ fn a_sink_that_panics_leaves_no_request_without_an_end() {
     engine.submit(endless(2), Box::new(|_| panic!("a sink that panics, on purpose"))).unwrap();
     assert_eq!(collect(&updates).1.reason, FinishReason::Failed("its thread panicked".to_owned()));
     assert!(!engine.is_healthy());
+}
+
+/// Workers from a test, which may let the engine wait for them.
+struct Handed(Receiver<Box<dyn Worker>>);
+
+impl WorkerSource for Handed {
+    fn next(&mut self, timeout: Duration) -> Result<Option<Box<dyn Worker>>, WorkerError> {
+        match self.0.recv_timeout(timeout) {
+            Ok(worker) => Ok(Some(worker)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Err(WorkerError::Gone("there are no more".to_owned())),
+        }
+    }
+}
+
+fn handing(depth: u32) -> (Engine, Sender<Box<dyn Worker>>) {
+    let (hand, handed) = channel();
+    let first = Threaded::start(|plan| plan.step < 5);
+    let engine = Engine::start_with(first, Some(Box::new(Handed(handed))), roomy(), settings(8, depth)).unwrap();
+    (engine, hand)
+}
+
+#[test]
+fn a_lost_worker_is_replaced_and_nothing_of_it_is_left() {
+    for depth in [1, 2] {
+        let (engine, hand) = handing(depth);
+        for epoch in 1..4 {
+            let open: Vec<_> = (0..6)
+                .map(|seed| {
+                    let (sink, updates) = sink();
+                    engine.submit(endless(seed), sink).unwrap();
+                    updates
+                })
+                .collect();
+            for updates in &open {
+                let reason = collect(updates).1.reason;
+                assert_eq!(reason, FinishReason::Failed("the worker stopped: its thread has ended".to_owned()));
+            }
+            wait_until("it recovers", || engine.is_recovering());
+            assert!(matches!(engine.submit(endless(1), sink().0), Err(SubmitError::NotRunning(_))));
+            hand.send(Threaded::start_epoch(epoch, |plan| plan.step < 30)).unwrap();
+            wait_until("it serves again", || engine.is_healthy());
+            let wanted = request(prompt(7, 20), 5);
+            let (sink, updates) = sink();
+            engine.submit(wanted.clone(), sink).unwrap();
+            let (tokens, finished) = collect(&updates);
+            assert_eq!((tokens, finished.reason), (expected(&wanted, &roomy()).0, FinishReason::Length));
+            assert_eq!(finished.usage.cached_tokens, 0, "the lost worker's blocks are forgotten");
+        }
+        assert!(engine.shutdown(PATIENCE));
+    }
+}
+
+#[test]
+fn while_a_worker_is_awaited_the_engine_can_be_stopped() {
+    let (engine, _hand) = handing(1);
+    let (sink, updates) = sink();
+    engine.submit(endless(1), sink).unwrap();
+    collect(&updates);
+    wait_until("it recovers", || engine.is_recovering());
+    assert!(engine.shutdown(PATIENCE));
+    assert_eq!(engine.trouble().unwrap(), "it is shut down");
+}
+
+#[test]
+fn without_another_worker_the_engine_ends() {
+    let (engine, hand) = handing(1);
+    drop(hand);
+    let (sink, updates) = sink();
+    engine.submit(endless(1), sink).unwrap();
+    collect(&updates);
+    wait_until("it ends", || engine.trouble().is_some_and(|trouble| trouble.contains("there are no more")));
+    assert!(!engine.is_recovering());
 }

@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 
 /// What a loaded model offers to the scheduler: the sizes of its KV pools and of a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Capacity {
     /// Tokens that one block of either pool holds.
     pub block_tokens: u32,

@@ -19,4 +19,4 @@ pub use constraint::{Constraint, Masker};
 pub use plan::{BlockAssignment, BlockCopy, Input, Pool, Row, Score, Start, StepPlan};
 pub use result::{RowResult, StepResult, StepTimings, TokenLogprobs};
 pub use sampling::Sampling;
-pub use worker::{Worker, WorkerError};
+pub use worker::{Worker, WorkerError, WorkerSource};

@@ -9,6 +9,18 @@ pub trait Worker: Send {
 
     /// Waits for the result of the oldest plan that has not been answered yet.
     fn next(&mut self, timeout: Duration) -> Result<StepResult, WorkerError>;
+
+    /// Whether it is still there, as far as is known without asking; for times when there is nothing to run.
+    fn check(&mut self) -> Result<(), WorkerError> {
+        Ok(())
+    }
+}
+
+/// Where the next worker comes from when one is lost. The lost one is dropped before the next is asked for.
+pub trait WorkerSource: Send {
+    /// Waits at most `timeout` for a worker that is ready; `None` if there is none yet. An error says why there will be
+    /// none any more.
+    fn next(&mut self, timeout: Duration) -> Result<Option<Box<dyn Worker>>, WorkerError>;
 }
 
 /// Why a worker gave no result. After any of these its state is lost: every request it was running has failed.

@@ -54,6 +54,11 @@ impl HashWorker {
         }
     }
 
+    /// The same for plans of an epoch.
+    pub fn of_epoch(self, epoch: u64) -> Self {
+        Self { epoch, ..self }
+    }
+
     /// Runs a plan, panicking where a real worker would compute something wrong.
     pub fn run(&mut self, plan: StepPlan) -> StepResult {
         assert_eq!((plan.epoch, plan.step), (self.epoch, self.next_step), "plans come in order, each once");
