@@ -11,3 +11,4 @@ mod server;
 mod serving;
 mod structured;
 mod top;
+mod workers;

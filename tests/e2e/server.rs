@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,7 @@ pub fn tandem(args: &[&str]) -> Command {
 /// A running server; killed when dropped.
 pub struct Server {
     child: Child,
+    log: Mutex<Receiver<String>>,
     url: String,
     /// Where gRPC is served, if it is.
     grpc_url: Option<String>,
@@ -72,10 +74,11 @@ impl Server {
             .tls_config(tls);
         let url = logged_url(&log, "");
         let grpc_url = args.contains(&"--grpc-port").then(|| logged_url(&log, "gRPC"));
-        Self { child, url, grpc_url, agent: config.build().into() }
+        Self { child, url, grpc_url, agent: config.build().into(), log: Mutex::new(log) }
     }
 
-    fn wait_ready(&self) {
+    /// Waits until requests are served.
+    pub fn wait_ready(&self) {
         let deadline = Instant::now() + READY_TIMEOUT;
         while self.get("/ready").0 != 200 {
             assert!(Instant::now() < deadline, "not ready in {READY_TIMEOUT:?}");
@@ -103,6 +106,19 @@ impl Server {
     pub fn interrupt(&self) {
         let sent = Command::new("kill").args(["-INT", &self.pid().to_string()]).status().expect("kill");
         assert!(sent.success());
+    }
+
+    /// Waits for a line of the log, not seen before, with this in it.
+    pub fn logged(&self, part: &str) -> String {
+        let deadline = Instant::now() + READY_TIMEOUT;
+        let log = self.log.lock().expect("a log");
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let line = log.recv_timeout(left).unwrap_or_else(|_| panic!("no line with {part}"));
+            if line.contains(part) {
+                return line;
+            }
+        }
     }
 
     /// The process id.

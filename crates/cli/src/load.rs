@@ -16,8 +16,7 @@ use tandem_model::memory::{
     BytesPerToken, Computing, MemoryPlan, MemoryRequest, MemoryTable, available_memory, bytes_per_token, plan_memory,
 };
 use tandem_model::{
-    Checkpoint, Config, Counted, Formats, LocalWorker, Model, Runner, Shard, ShardPlan, Synthetic, SyntheticKind,
-    WeightStore,
+    Checkpoint, Counted, Formats, LocalWorker, Model, Runner, Shard, ShardPlan, Synthetic, SyntheticKind, WeightStore,
 };
 use tandem_step::Capacity;
 use tracing::info;
@@ -44,8 +43,8 @@ pub struct Loaded {
     pub engine: Engine,
     /// What the model is called unless the settings name it.
     pub name: String,
-    /// Device, code path and threads.
-    pub device: String,
+    /// Who computes it, in rank order.
+    pub nodes: Vec<Node>,
     /// Number formats.
     pub formats: String,
     /// What memory was planned for.
@@ -58,6 +57,14 @@ pub struct Loaded {
     pub checkpoint_bytes: u64,
     /// Something whoever talks to the model should know.
     pub notice: Option<&'static str>,
+}
+
+/// One of those who compute a model.
+pub struct Node {
+    /// The machine's name.
+    pub name: String,
+    /// Device, code path and threads.
+    pub device: String,
 }
 
 /// Where loading shows how far it is.
@@ -84,7 +91,8 @@ pub fn load(args: &ModelArgs, progress: Progress) -> Result<Loaded> {
     let numbers = Numbers::of(args)?;
     let place = Place::choose(args)?;
     place.announce(args);
-    let plan = plan(config, args, &numbers)?;
+    info!("formats: {numbers}");
+    let plan = plan_memory(config, &memory_request(args)?)?;
     announce_plan(&plan);
     let reads = bytes_per_token(config, numbers.dense, &Shard::undivided(config));
     announce_reads(&reads, &plan);
@@ -101,20 +109,13 @@ pub fn load(args: &ModelArgs, progress: Progress) -> Result<Loaded> {
         bail!("reading the tokenizer's vocabulary failed");
     }
     info!("loaded in {:.1} s", started.elapsed().as_secs_f64());
-    let settings = EngineSettings {
-        max_queue: args.max_queue as usize,
-        prefill_chunk: place.prefill_chunk(args),
-        pipeline_depth: place.pipeline_depth(args),
-        step_timeout: STEP_TIMEOUT,
-        ..EngineSettings::default()
-    };
-    let engine = Engine::start(Box::new(worker), plan.capacity, settings)?;
+    let engine = Engine::start(Box::new(worker), plan.capacity, engine_settings(args, place))?;
     Ok(Loaded {
         engine,
         parameters: report.parameters,
         checkpoint_bytes: report.kinds.iter().map(|line| line.bytes).sum(),
         name: source.name,
-        device,
+        nodes: vec![Node { name: host_name(), device }],
         formats: numbers.to_string(),
         memory: plan.table,
         weight_bytes_per_token: reads.total(),
@@ -122,8 +123,29 @@ pub fn load(args: &ModelArgs, progress: Progress) -> Result<Loaded> {
     })
 }
 
+/// How the engine is to schedule.
+pub fn engine_settings(args: &ModelArgs, place: Place) -> EngineSettings {
+    EngineSettings {
+        max_queue: args.max_queue as usize,
+        prefill_chunk: place.prefill_chunk(args),
+        pipeline_depth: place.pipeline_depth(args),
+        step_timeout: STEP_TIMEOUT,
+        ..EngineSettings::default()
+    }
+}
+
+/// This machine's name, where the kernel keeps it; without one none is shown.
+pub fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
+}
+
 /// The memory plan for what was typed, without loading anything.
 pub fn memory_request(args: &ModelArgs) -> Result<MemoryRequest> {
+    memory_request_of(args, ShardPlan::UNDIVIDED, budget(args)?)
+}
+
+/// The same for a node that holds one shard and may use `budget_bytes`.
+pub fn memory_request_of(args: &ModelArgs, shard: ShardPlan, budget_bytes: u64) -> Result<MemoryRequest> {
     let numbers = Numbers::of(args)?;
     let place = Place::choose(args)?;
     Ok(MemoryRequest {
@@ -138,8 +160,8 @@ pub fn memory_request(args: &ModelArgs) -> Result<MemoryRequest> {
         max_streams: args.max_streams,
         prefill_chunk: place.prefill_chunk(args),
         block_tokens: BLOCK_TOKENS,
-        budget_bytes: budget(args)?,
-        shard: ShardPlan::UNDIVIDED,
+        budget_bytes,
+        shard,
     })
 }
 
@@ -157,7 +179,8 @@ pub struct Source {
     pub store: Box<dyn WeightStore + Send>,
     /// The model's name unless the settings give one.
     pub name: String,
-    notice: Option<&'static str>,
+    /// Something whoever talks to the model should know.
+    pub notice: Option<&'static str>,
 }
 
 impl Source {
@@ -188,14 +211,18 @@ fn folder_name(folder: &Path) -> String {
 }
 
 /// Number formats: what was typed, resolved.
-struct Numbers {
-    precision: Precision,
-    dense: DenseFormat,
-    kv: KvFormat,
+pub struct Numbers {
+    /// Exact or fast.
+    pub precision: Precision,
+    /// Of attention and lm_head weights.
+    pub dense: DenseFormat,
+    /// Of cached keys and values.
+    pub kv: KvFormat,
 }
 
 impl Numbers {
-    fn of(args: &ModelArgs) -> Result<Self> {
+    /// Resolves them.
+    pub fn of(args: &ModelArgs) -> Result<Self> {
         let precision = if args.exact { Precision::Exact } else { Precision::Fast };
         let dense = match args.dense {
             Some(Dense::Q8) => DenseFormat::Q8,
@@ -233,12 +260,8 @@ impl std::fmt::Display for Numbers {
     }
 }
 
-fn plan(config: &Config, args: &ModelArgs, numbers: &Numbers) -> Result<MemoryPlan> {
-    info!("formats: {numbers}");
-    Ok(plan_memory(config, &memory_request(args)?)?)
-}
-
-fn announce_plan(plan: &MemoryPlan) {
+/// Says what memory is planned for.
+pub fn announce_plan(plan: &MemoryPlan) {
     info!("memory:\n{}", plan.table);
     info!(
         "context: {} tokens, each {} bytes of KV in full layers; sliding layers keep {} tokens a stream at {} bytes",
@@ -262,14 +285,14 @@ fn announce_reads(reads: &BytesPerToken, plan: &MemoryPlan) {
 }
 
 /// Memory that may be used in all.
-fn budget(args: &ModelArgs) -> Result<u64> {
+pub fn budget(args: &ModelArgs) -> Result<u64> {
     if let Some(bytes) = args.memory {
         return Ok(bytes);
     }
     let available = match Place::choose(args)? {
         Place::Cpu => host_memory()?,
         Place::Cuda => {
-            let gpu = Gpu::open(0)?;
+            let gpu = Gpu::open(args.gpu)?;
             let (free, _) = gpu.memory()?;
             // A GB10 shares the machine's memory: what the page cache holds counts as available, what is in use does not.
             if gpu.integrated() { free.max(host_memory()?) } else { free }
@@ -282,31 +305,36 @@ fn host_memory() -> Result<u64> {
     available_memory().context("reading how much memory is available")
 }
 
-fn threads(args: &ModelArgs) -> usize {
+/// CPU threads of the model.
+pub fn threads(args: &ModelArgs) -> usize {
     let all = || std::thread::available_parallelism().map_or(1, usize::from);
     args.threads.map_or_else(all, usize::from)
 }
 
-fn cpu_options(args: &ModelArgs, precision: Precision) -> Result<CpuOptions> {
+/// Options of the CPU backend.
+pub fn cpu_options(args: &ModelArgs, precision: Precision) -> Result<CpuOptions> {
     let isa = args.isa.as_deref().map(str::parse::<Isa>).transpose()?;
     Ok(CpuOptions { precision, threads: Some(threads(args)), isa })
 }
 
-fn cuda_options(args: &ModelArgs) -> CudaOptions {
+/// Options of the GPU backend.
+pub fn cuda_options(args: &ModelArgs) -> CudaOptions {
     let cache = Some(demo::cache_folder().join("kernels"));
-    CudaOptions { ordinal: 0, cache, eager: args.eager }
+    CudaOptions { ordinal: args.gpu, cache, eager: args.eager }
 }
 
 /// Where the model is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+pub enum Place {
+    /// On the CPU.
     Cpu,
+    /// On an NVIDIA GPU.
     Cuda,
 }
 
 impl Place {
     /// What was asked for, or, with `--device auto`, a GPU where there is one that will do.
-    fn choose(args: &ModelArgs) -> Result<Self> {
+    pub fn choose(args: &ModelArgs) -> Result<Self> {
         let unfit = unfit_for_cuda(args);
         match args.device {
             Device::Cpu => Ok(Self::Cpu),
@@ -320,7 +348,7 @@ impl Place {
 
     /// Prompt tokens of a step: what was asked for, or what the device needs to be at its best without making others wait
     /// for long. A step reads nearly all experts whatever its size, which a GPU wants to share among many tokens.
-    fn prefill_chunk(self, args: &ModelArgs) -> u32 {
+    pub fn prefill_chunk(self, args: &ModelArgs) -> u32 {
         args.prefill_chunk.unwrap_or(match self {
             Self::Cpu => 512,
             Self::Cuda => 4096,
@@ -356,7 +384,7 @@ fn unfit_for_cuda(args: &ModelArgs) -> Option<String> {
     if args.kv == Some(Kv::F32) {
         return Some("keys and values in f32 are for the CPU".into());
     }
-    Gpu::open(0).err().map(|error| error.to_string())
+    Gpu::open(args.gpu).err().map(|error| error.to_string())
 }
 
 /// Everything that loading needs beside the device.
@@ -378,10 +406,14 @@ impl Loading<'_> {
         let model = with_progress(self.store, self.progress, |store| {
             Ok(Model::load(backend, store, self.formats, self.capacity, ShardPlan::UNDIVIDED)?)
         })?;
-        let masks = Masks::start(MASK_THREADS).context("starting the threads that compute grammar masks")?;
-        let runner = Runner::new(model).with_masker(Box::new(masks));
+        let runner = Runner::new(model).with_masker(Box::new(masks()?));
         Ok((LocalWorker::start(runner).context("starting the worker")?, device))
     }
+}
+
+/// What follows the constraints of requests.
+pub fn masks() -> Result<Masks> {
+    Masks::start(MASK_THREADS).context("starting the threads that compute grammar masks")
 }
 
 /// Runs `load` on a store whose reads are counted and shown.
@@ -390,11 +422,42 @@ fn with_progress<T>(
     progress: Progress,
     load: impl FnOnce(&dyn WeightStore) -> Result<T>,
 ) -> Result<T> {
+    let started = Instant::now();
+    let show = |bytes, total| progress.show(&loading_line(bytes, total, started.elapsed()));
+    let interval = if progress == Progress::Terminal { TERMINAL_INTERVAL } else { LOG_INTERVAL };
+    let loaded = counted(store, interval, &show, load);
+    if progress == Progress::Terminal {
+        eprint!("\r\x1b[K");
+    }
+    loaded
+}
+
+/// How far loading is, for people.
+pub fn loading_line(bytes: u64, total: u64, elapsed: Duration) -> String {
+    let rate = bytes as f64 / 1e9 / elapsed.as_secs_f64().max(1e-3);
+    format!("loading: {} % of {:.1} GB, {rate:.2} GB/s", bytes * 100 / total.max(1), total as f64 / 1e9)
+}
+
+/// Runs `load` on a store whose reads are counted; `show(read, total)` is told of them in between, from another thread.
+pub fn counted<T>(
+    store: &dyn WeightStore,
+    interval: Duration,
+    show: &(dyn Fn(u64, u64) + Sync),
+    load: impl FnOnce(&dyn WeightStore) -> T,
+) -> T {
     let read = AtomicU64::new(0);
     let done = AtomicBool::new(false);
     let total = store.total_bytes();
     std::thread::scope(|scope| {
-        let shown = scope.spawn(|| show_progress(progress, &read, total, &done));
+        let shown = scope.spawn(|| {
+            loop {
+                std::thread::park_timeout(interval);
+                if done.load(Ordering::Acquire) {
+                    return;
+                }
+                show(read.load(Ordering::Relaxed), total);
+            }
+        });
         let loaded = load(&Counted::new(store, &read));
         done.store(true, Ordering::Release);
         shown.thread().unpark();
@@ -402,23 +465,11 @@ fn with_progress<T>(
     })
 }
 
-fn show_progress(progress: Progress, read: &AtomicU64, total: u64, done: &AtomicBool) {
-    let started = Instant::now();
-    let interval = if progress == Progress::Terminal { TERMINAL_INTERVAL } else { LOG_INTERVAL };
-    loop {
-        std::thread::park_timeout(interval);
-        let bytes = read.load(Ordering::Relaxed);
-        let rate = bytes as f64 / 1e9 / started.elapsed().as_secs_f64();
-        let line = format!("loading: {} % of {:.1} GB, {rate:.2} GB/s", bytes * 100 / total.max(1), total as f64 / 1e9);
-        if done.load(Ordering::Acquire) {
-            if progress == Progress::Terminal {
-                eprint!("\r\x1b[K");
-            }
-            return;
-        }
-        match progress {
-            Progress::Log => info!("{line}"),
-            Progress::Terminal => {
+impl Progress {
+    fn show(self, line: &str) {
+        match self {
+            Self::Log => info!("{line}"),
+            Self::Terminal => {
                 eprint!("\r{line}\x1b[K");
                 // A terminal that cannot be written to is no reason to stop loading.
                 let _ = std::io::stderr().flush();

@@ -4,13 +4,17 @@ mod bench;
 mod bench_link;
 mod chat;
 mod demo;
+mod fingerprint;
 mod inspect;
 mod key;
 mod load;
+mod nodes;
+mod rank;
 mod remote;
 mod serve;
 mod settings;
 mod top;
+mod worker;
 
 use std::io::{IsTerminal, stderr};
 use std::process::ExitCode;
@@ -30,13 +34,16 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return fail(&error, EXIT_USAGE),
     };
-    let quiet = !matches!(cli.action, Action::Serve(_));
+    let quiet = !matches!(cli.action, Action::Serve(_) | Action::Worker(_));
     let level = cli.log.as_deref().unwrap_or(if quiet { "warn" } else { "info" });
-    if let Err(error) = start_log(level) {
+    // The server that started a worker writes its lines into a log of its own.
+    let bare = matches!(&cli.action, Action::Worker(worker) if worker.child_of.is_some());
+    if let Err(error) = start_log(level, bare) {
         return fail(&error, EXIT_USAGE);
     }
     let done = match &cli.action {
-        Action::Serve(args) => serve::run(args),
+        Action::Serve(args) => serve::run(args, cli.log.as_deref()),
+        Action::Worker(args) => worker::run(args),
         Action::Chat(args) => chat::run(args),
         Action::Bench(args) if args.link => bench_link::run(args),
         Action::Bench(args) => bench::run(args),
@@ -57,13 +64,13 @@ fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
 }
 
 /// Logs to standard error; standard output belongs to what was asked for.
-fn start_log(level: &str) -> Result<()> {
+fn start_log(level: &str, bare: bool) -> Result<()> {
     let filter = EnvFilter::try_new(level).map_err(|error| anyhow!("--log {level}: {error}"))?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_target(false)
-        .with_ansi(stderr().is_terminal())
-        .with_writer(stderr)
-        .init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(stderr);
+    if bare {
+        log.with_ansi(false).without_time().init();
+    } else {
+        log.with_ansi(stderr().is_terminal()).init();
+    }
     Ok(())
 }

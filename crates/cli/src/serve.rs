@@ -1,6 +1,8 @@
 //! `tandem serve`: a model behind the HTTP edge.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow};
@@ -9,13 +11,16 @@ use tandem_api::{
 };
 use tandem_engine::Engine;
 use tandem_model::memory::MemoryLine;
+use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
-use crate::load::{self, Loaded, Progress};
+use crate::load::{self, Loaded, Node, Progress};
+use crate::nodes;
 use crate::settings::{ModelArgs, ServeArgs};
 
 /// Threads for connections; the model's own threads do the work.
@@ -26,15 +31,16 @@ const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
 const ENGINE_SHUTDOWN: Duration = Duration::from_secs(5);
 
 /// Serves until interrupted. An error before that, or a lost engine, ends it with that error.
-pub fn run(args: &ServeArgs) -> Result<()> {
+pub fn run(args: &ServeArgs, log: Option<&str>) -> Result<()> {
     let runtime = edge_runtime()?;
-    let result = runtime.block_on(serve(args));
+    let result = runtime.block_on(serve(args, log));
     // A load that was interrupted still holds a thread; the process does not wait for it.
     runtime.shutdown_background();
     result
 }
 
-async fn serve(args: &ServeArgs) -> Result<()> {
+async fn serve(args: &ServeArgs, log: Option<&str>) -> Result<()> {
+    let workers = if nodes::are_asked_for(&args.nodes)? { Some(nodes::runtime_folder()?) } else { None };
     let settings = api_settings(args)?;
     let tls = open_tls(args)?;
     let at = format!("{}:{}", args.host, args.port);
@@ -48,9 +54,9 @@ async fn serve(args: &ServeArgs) -> Result<()> {
     follow_files(settings.keys.as_ref(), tls.as_ref());
     let (state, ready) = ApiState::new(settings);
     let (ended, lost) = oneshot::channel();
-    let model_args = args.model.clone();
-    let loading = tokio::task::spawn_blocking(move || load::load(&model_args, Progress::Log));
-    let watching = tokio::spawn(announce_and_watch(loading, ready, url, ended));
+    let loading = start_loading(args, log, workers.as_ref().map(TempDir::path));
+    let running = Arc::new(OnceLock::new());
+    let watching = tokio::spawn(announce_and_watch(loading, ready, url, running.clone(), ended));
     let mut failure = None;
     let shutdown = async {
         tokio::select! {
@@ -81,8 +87,21 @@ async fn serve(args: &ServeArgs) -> Result<()> {
     };
     let (main, beside, calls) = tokio::join!(main, beside, calls);
     watching.abort();
+    if let (Some(_), Some(engine)) = (&workers, running.get().cloned()) {
+        // So that the workers leave in order; if they take too long, they end with this process.
+        let _ = tokio::task::spawn_blocking(move || Engine::shutdown(&engine, ENGINE_SHUTDOWN)).await;
+    }
     main.and(beside).and(calls)?;
     failure.map_or(Ok(()), Err)
+}
+
+/// Loads the model in this process, or in workers that meet in a folder.
+fn start_loading(args: &ServeArgs, log: Option<&str>, folder: Option<&Path>) -> JoinHandle<Result<Loaded>> {
+    let (args, log, folder) = (args.clone(), log.map(str::to_owned), folder.map(Path::to_owned));
+    tokio::task::spawn_blocking(move || match folder {
+        Some(folder) => nodes::load(&args, log.as_deref(), &folder),
+        None => load::load(&args.model, Progress::Log),
+    })
 }
 
 /// Waits for `shutdown` and passes it on.
@@ -133,14 +152,16 @@ async fn listen_as_ollama(port: u16, main: SocketAddr) -> Option<TcpListener> {
 
 /// Makes the model available when it is loaded, then watches over the engine. Sends the error that should end it all.
 async fn announce_and_watch(
-    loading: tokio::task::JoinHandle<Result<Loaded>>,
+    loading: JoinHandle<Result<Loaded>>,
     ready: ReadyFlag,
     url: String,
+    running: Arc<OnceLock<Engine>>,
     ended: oneshot::Sender<anyhow::Error>,
 ) {
     let error = match loading.await {
         Ok(Ok(loaded)) => {
             let engine = loaded.engine.clone();
+            running.get_or_init(|| engine.clone());
             announce(loaded, &ready, &url);
             watch(engine).await
         }
@@ -163,7 +184,7 @@ fn announce(loaded: Loaded, ready: &ReadyFlag, url: &str) {
 async fn watch(engine: Engine) -> anyhow::Error {
     loop {
         tokio::time::sleep(HEALTH_INTERVAL).await;
-        if let Some(trouble) = engine.trouble() {
+        if let Some(trouble) = engine.ended() {
             error!("the engine stopped: {trouble}");
             return anyhow!("the engine stopped: {trouble}");
         }
@@ -239,17 +260,15 @@ fn model_info(loaded: &Loaded) -> ModelInfo {
         checkpoint_bytes: loaded.checkpoint_bytes,
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         notice: loaded.notice.map(str::to_owned),
-        nodes: vec![this_node(loaded)],
+        nodes: loaded.nodes.iter().map(|node| node_report(loaded, node)).collect(),
     }
 }
 
-fn this_node(loaded: &Loaded) -> NodeReport {
-    // Where the kernel keeps it; without a name the status page just shows none.
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+fn node_report(loaded: &Loaded, node: &Node) -> NodeReport {
     let line = |line: &MemoryLine| MemoryUse { purpose: line.what.into(), bytes: line.bytes, note: line.note.clone() };
     NodeReport {
-        name: name.trim().to_owned(),
-        device: loaded.device.clone(),
+        name: node.name.clone(),
+        device: node.device.clone(),
         formats: loaded.formats.clone(),
         memory: loaded.memory.lines.iter().map(line).collect(),
         budget_bytes: loaded.memory.budget_bytes,

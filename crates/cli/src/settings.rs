@@ -2,6 +2,8 @@
 //!
 //! A name nobody knows, wherever it was typed, refuses to start and names the nearest one that exists.
 
+mod nodes;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,9 +11,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+pub use nodes::{LinkChoice, NodeArgs, WorkerArgs};
+
 const VARIABLE_PREFIX: &str = "TANDEM_";
 
-/// Serve gpt-oss-20b and gpt-oss-120b, from one machine, to anything that speaks the HTTP API of OpenAI, Anthropic or Ollama.
+/// Serve gpt-oss-20b and gpt-oss-120b, from one machine or several in tandem, to anything that speaks the HTTP API of OpenAI, Anthropic or Ollama.
 #[derive(Debug, Parser)]
 #[command(name = "tandem", version, propagate_version = true, max_term_width = 100)]
 #[command(after_help = "Every setting can also be given as an environment variable (--max-streams is \
@@ -35,6 +39,8 @@ pub struct Cli {
 pub enum Action {
     /// Serve a model over HTTP.
     Serve(ServeArgs),
+    /// Run one node's part of a model for a `tandem serve` on another machine.
+    Worker(WorkerArgs),
     /// Talk to a model in the terminal.
     Chat(ChatArgs),
     /// Measure speed.
@@ -96,6 +102,9 @@ pub struct ModelArgs {
     /// Launch GPU kernels one by one instead of as recorded steps: slower, for finding faults.
     #[arg(long, env = "TANDEM_EAGER")]
     pub eager: bool,
+    /// Which GPU.
+    #[arg(skip)]
+    pub gpu: usize,
     /// Steps handed to the worker before the first one's result is back (default: 1 on a CPU, 2 on a GPU).
     #[arg(long, value_name = "N", env = "TANDEM_PIPELINE_DEPTH", value_parser = clap::value_parser!(u8).range(1..=2))]
     pub pipeline_depth: Option<u8>,
@@ -107,6 +116,9 @@ pub struct ServeArgs {
     /// The model.
     #[command(flatten)]
     pub model: ModelArgs,
+    /// Who computes it.
+    #[command(flatten)]
+    pub nodes: NodeArgs,
     /// Address to listen on.
     #[arg(long, default_value = "127.0.0.1", env = "TANDEM_HOST")]
     pub host: String,

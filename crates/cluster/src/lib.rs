@@ -1,0 +1,42 @@
+//! The control plane: one coordinator, which schedules, and the worker processes that each run one rank of the model.
+//!
+//! A worker dials and the coordinator drives; `proto/tandem/v1/cluster.proto` says what passes between them.
+//! [`Supervisor`] is the coordinator's side: it waits for workers, forms a group of them, hands it to the engine as one
+//! [`tandem_step::Worker`], and forms the next when it is lost. [`attend`] is the worker's: it runs a [`Rank`].
+//!
+//! Every wait here has a deadline from [`Deadlines`], and every queue a bound.
+
+mod address;
+mod attend;
+mod children;
+mod deadlines;
+mod doorkeeper;
+mod group;
+mod group_worker;
+mod listening;
+mod member;
+mod order;
+mod rank;
+mod supervisor;
+mod token;
+mod wire;
+
+pub use address::{Address, AddressError};
+pub use attend::{AttendError, JoinAt, attend};
+pub use children::{ChildCommand, Children, ChildrenError};
+pub use deadlines::Deadlines;
+pub use group::{GroupError, Ready};
+pub use order::{Experts, LoadOrder, ModelSource};
+pub use rank::{HostFacts, Rank, RankLoaded, RankOrder};
+pub use supervisor::{Local, Plan, Remote, Supervisor, SupervisorError};
+pub use token::{Token, TokenError};
+pub use wire::WireError;
+
+/// Version of the protocol: raised when a message changes its meaning.
+pub const PROTOCOL: u32 = 1;
+
+/// The messages of `proto/tandem/v1/cluster.proto`, which says what they mean.
+#[allow(clippy::all, rust_2018_idioms)]
+mod proto {
+    tonic::include_proto!("tandem.v1");
+}
