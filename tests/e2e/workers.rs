@@ -13,8 +13,11 @@ use tempfile::TempDir;
 
 use crate::server::{Server, tandem};
 
-/// Requests end within 5 s of a failure; a busy machine may take as long again to say so.
-const FAILED_WITHIN: Duration = Duration::from_secs(10);
+/// Requests end within 5 s of a failure; a busy machine may take as long again to say so, an emulated one much longer.
+fn failed_within() -> Duration {
+    Duration::from_secs(if std::env::var_os("TEST_EMULATED").is_some() { 60 } else { 10 })
+}
+
 /// Longest wait for something that happens soon.
 const PATIENCE: Duration = Duration::from_secs(120);
 const EXACT: [&str; 7] = ["--exact", "--context", "1024", "--memory", "2G", "--max-streams", "4"];
@@ -23,8 +26,9 @@ fn start(extra: &[&str]) -> Server {
     Server::start(&[&EXACT[..], extra].concat())
 }
 
+/// Greedy: ranks add in another order than one process, and a draw may fall on either side of a token of the far tail.
 fn completion(server: &Server, prompt: &str) -> Value {
-    let body = json!({"prompt": prompt, "max_tokens": 24, "seed": 5, "ignore_eos": true, "logprobs": 2});
+    let body = json!({"prompt": prompt, "max_tokens": 24, "temperature": 0, "ignore_eos": true, "logprobs": 2});
     server.ok("/v1/completions", &body)["choices"][0]["logprobs"]["tokens"].clone()
 }
 
@@ -118,7 +122,7 @@ fn a_worker_that_is_lost_fails_open_requests_once_and_is_replaced() {
         assert_eq!(workers.len(), 2);
         let (text, took) = interrupted(&server, || send(signal, workers[rank]));
         assert_one_error(&text);
-        assert!(took < FAILED_WITHIN, "{signal} of rank {rank}: {took:?}");
+        assert!(took < failed_within(), "{signal} of rank {rank}: {took:?}");
         assert_eq!(server.get("/health").0, 200, "the edge stays up");
         server.wait_ready();
         assert_eq!(completion(&server, "one two three four"), expected, "{signal} of rank {rank}");
@@ -181,9 +185,14 @@ impl Meeting {
     }
 
     fn worker(&self, token: &Path) -> Worker {
+        self.worker_with(token, &[])
+    }
+
+    fn worker_with(&self, token: &Path, extra: &[&str]) -> Worker {
         let token = token.to_str().unwrap();
         let args = ["worker", "--join", &self.address, "--token-file", token, "--threads", "1", "--memory", "1G"];
-        Worker(tandem(&args).stderr(Stdio::piped()).spawn().expect("starting a worker"))
+        let mut command = tandem(&[&args[..], extra].concat());
+        Worker(command.stderr(Stdio::piped()).spawn().expect("starting a worker"))
     }
 }
 
@@ -230,13 +239,16 @@ fn another_node_joins_leaves_and_comes_back() {
         let (code, said) = meeting.worker(&wrong).end();
         assert_eq!(code, Some(1));
         assert!(said.contains("chmod 600"), "{said}");
+        let (code, said) = meeting.worker_with(&meeting.token(), &["--model", "/no/such/folder"]).end();
+        assert_eq!(code, Some(1));
+        assert!(said.contains("--model"), "{said}");
         meeting.worker(&meeting.token())
     });
     server.logged("refused 127.0.0.1");
     let expected = completion(&server, "one two three four");
     let (text, took) = interrupted(&server, || send("-KILL", worker.0.id()));
     assert_one_error(&text);
-    assert!(took < FAILED_WITHIN, "{took:?}");
+    assert!(took < failed_within(), "{took:?}");
     assert_eq!(server.get("/ready").0, 503);
     assert_eq!(server.get("/health").0, 200);
     let again = meeting.worker(&meeting.token());
