@@ -110,6 +110,7 @@ fn workers_give_the_answers_of_one_process() {
         let status: Value = serde_json::from_str(&server.get("/status.json").1).unwrap();
         let nodes = if extra.contains(&"--nodes") { 2 } else { 1 };
         assert_eq!(status["nodes"].as_array().unwrap().len(), nodes, "{status}");
+        assert_eq!(status["link"].is_null(), nodes == 1, "{status}");
     }
 }
 

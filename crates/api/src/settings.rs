@@ -108,4 +108,8 @@ pub struct ModelInfo {
     pub notice: Option<String>,
     /// The machines that compute it, this one first.
     pub nodes: Vec<NodeReport>,
+    /// What carries activations between them, if there are several.
+    pub link: Option<String>,
+    /// Whether the first of them is this very process, whose memory can be told.
+    pub computes_here: bool,
 }

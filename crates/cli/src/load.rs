@@ -45,6 +45,10 @@ pub struct Loaded {
     pub name: String,
     /// Who computes it, in rank order.
     pub nodes: Vec<Node>,
+    /// What carries activations between them, if there are several.
+    pub link: Option<String>,
+    /// Whether this process computes.
+    pub computes_here: bool,
     /// Number formats.
     pub formats: String,
     /// What memory was planned for.
@@ -116,6 +120,8 @@ pub fn load(args: &ModelArgs, progress: Progress) -> Result<Loaded> {
         checkpoint_bytes: report.kinds.iter().map(|line| line.bytes).sum(),
         name: source.name,
         nodes: vec![Node { name: host_name(), device }],
+        link: None,
+        computes_here: true,
         formats: numbers.to_string(),
         memory: plan.table,
         weight_bytes_per_token: reads.total(),

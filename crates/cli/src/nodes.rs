@@ -115,6 +115,8 @@ pub fn load(args: &ServeArgs, log: Option<&str>, folder: &Path) -> Result<Loaded
         checkpoint_bytes: report.kinds.iter().map(|line| line.bytes).sum(),
         name: source.name,
         nodes: nodes(&ready),
+        link: Some(ready.link).filter(|link| !link.is_empty()),
+        computes_here: false,
         formats: numbers.to_string(),
         memory: plan.table,
         weight_bytes_per_token: bytes_per_token(&config, numbers.dense, &held).total(),

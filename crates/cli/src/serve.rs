@@ -261,6 +261,8 @@ fn model_info(loaded: &Loaded) -> ModelInfo {
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         notice: loaded.notice.map(str::to_owned),
         nodes: loaded.nodes.iter().map(|node| node_report(loaded, node)).collect(),
+        link: loaded.link.clone(),
+        computes_here: loaded.computes_here,
     }
 }
 

@@ -23,9 +23,10 @@ use crate::proto::cluster_server::{Cluster, ClusterServer};
 use crate::proto::{Command, Report};
 
 /// Connections at a time that have not joined yet; further ones are closed.
-const STRANGERS_MAX: usize = 32;
-/// Largest message from a worker: a result with the log-probabilities of a whole step.
-const REPORT_BYTES_MAX: usize = 64 << 20;
+const STRANGERS_MAX: usize = 16;
+/// Largest message from a worker: more than a result with twenty alternatives at each position of the largest step. Strangers can
+/// make us hold as much, each once.
+const REPORT_BYTES_MAX: usize = 8 << 20;
 /// After failing to accept, which happens for want of file descriptors.
 const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
 
@@ -114,7 +115,7 @@ impl Visit {
     {
         let service = ClusterServer::new(self.clone()).max_decoding_message_size(REPORT_BYTES_MAX);
         let mut http = http2::Builder::new(TokioExecutor::new());
-        http.timer(TokioTimer::new()).max_concurrent_streams(4);
+        http.timer(TokioTimer::new()).max_concurrent_streams(1);
         let connection = http.serve_connection(TokioIo::new(io), TowerToHyperService::new(service));
         let patience = async {
             sleep(self.door.terms.deadlines.handshake).await;

@@ -29,7 +29,7 @@ pub(crate) fn now(state: &ApiState) -> Status {
         trouble: served.as_ref().and_then(|served| served.engine.trouble()),
         model: served.as_ref().map(|served| model(served)),
         nodes: served.as_ref().map_or(Vec::new(), |served| nodes(served)),
-        link: None,
+        link: served.as_ref().and_then(|served| link(served)),
         engine: served.as_ref().map(|served| engine(served)),
         speed: recent.speed,
         prefix_cache: served.as_ref().map(|served| cache(served)).unwrap_or_default(),
@@ -50,10 +50,14 @@ fn model(served: &Served) -> ModelReport {
     ModelReport { names: served.model.names().to_vec(), context: info.context, notice: info.notice.clone() }
 }
 
-/// The nodes as they were planned, with what this process, the first node's, really has in memory.
+fn link(served: &Served) -> Option<LinkReport> {
+    served.model.info.link.clone().map(|transport| LinkReport { transport })
+}
+
+/// The nodes as they were planned, with what this process, if it is the first node's, really has in memory.
 fn nodes(served: &Served) -> Vec<NodeReport> {
     let mut nodes = served.model.info.nodes.clone();
-    if let Some(first) = nodes.first_mut() {
+    if let Some(first) = nodes.first_mut().filter(|_| served.model.info.computes_here) {
         first.resident_bytes = resident_bytes();
     }
     nodes

@@ -73,6 +73,8 @@ impl Edge {
                 device: "a worker that recites".into(),
                 ..Default::default()
             }],
+            link: None,
+            computes_here: true,
         };
         ready.ready(engine.clone(), model);
         Self { script, engine, router: router(state.clone()), state }
