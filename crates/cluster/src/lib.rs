@@ -28,7 +28,7 @@ pub use deadlines::Deadlines;
 pub use group::{GroupError, Ready};
 pub use order::{Experts, LoadOrder, ModelSource};
 pub use rank::{HostFacts, Rank, RankLoaded, RankOrder};
-pub use supervisor::{Local, Plan, Remote, Supervisor, SupervisorError};
+pub use supervisor::{Decide, Local, Plan, Remote, Supervisor, SupervisorError};
 pub use token::{Token, TokenError};
 pub use wire::WireError;
 

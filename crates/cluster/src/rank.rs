@@ -115,7 +115,7 @@ fn work(mut rank: Box<dyn Rank>, jobs: &Receiver<(u64, Job)>, reports: &Sender<R
         let done = catch_unwind(AssertUnwindSafe(|| one(rank.as_mut(), number, epoch, job, reports)));
         // The rank is not used again; where it panicked has been printed.
         let reason = "it panicked, and its log says where".to_owned();
-        let body = done.unwrap_or_else(|_| Body::Failed(proto::Failed { step: 0, reason }));
+        let body = done.unwrap_or(Body::Failed(proto::Failed { step: 0, reason }));
         let failure = if let Body::Failed(failed) = &body { Some(failed.reason.clone()) } else { None };
         let is_end = failure.is_some() || matches!(body, Body::Leave(_));
         if reports.blocking_send(Report { epoch, body: Some(body) }).is_err() || is_end {

@@ -35,6 +35,9 @@ const BACKOFF_LAST: Duration = Duration::from_secs(30);
 /// How long the connections may take to end.
 const RUNTIME_END: Duration = Duration::from_secs(1);
 
+/// Says what to load, given the machines in rank order.
+pub type Decide = Box<dyn FnMut(&[HostFacts]) -> Result<LoadOrder, String> + Send>;
+
 /// Who is to make up the groups, and how.
 pub struct Plan {
     /// Hash of the sources of this program; workers of another are refused.
@@ -46,7 +49,7 @@ pub struct Plan {
     /// Workers of others, if any.
     pub remote: Option<Remote>,
     /// Says what to load, given the machines in rank order.
-    pub order: Box<dyn FnMut(&[HostFacts]) -> Result<LoadOrder, String> + Send>,
+    pub order: Decide,
     /// Is told how far a rank's loading is: rank, bytes read, bytes in all.
     pub progress: Box<dyn Fn(usize, u64, u64) + Send + Sync>,
 }
