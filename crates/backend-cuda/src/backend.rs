@@ -5,6 +5,7 @@ use std::time::Instant;
 use tandem_backend::{BackendError, Batch, Rope};
 use tracing::info;
 
+use crate::count::Tally;
 use crate::device::{Device, DeviceError};
 use crate::exchange::Joined;
 use crate::graph::Graphs;
@@ -47,6 +48,7 @@ pub(crate) struct State {
     pub(crate) masks: Masks,
     /// What it shares with other ranks.
     pub(crate) exchange: Option<Joined>,
+    pub(crate) tally: Tally,
 }
 
 /// Working memory by purpose; grows on first use, and never again once a model's largest step has been run.
@@ -101,6 +103,7 @@ impl CudaBackend {
             chosen: None,
             masks: Masks::default(),
             exchange: None,
+            tally: Tally::new(&device)?,
         };
         Ok(Self { state: Mutex::new(state), kernels, device, eager: options.eager })
     }

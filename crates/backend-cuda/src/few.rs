@@ -268,6 +268,7 @@ impl CudaBackend {
         if n > routing.rows {
             return Err(BackendError::Shape(format!("a routing of {} rows for {n}", routing.rows)));
         }
+        self.tally(routing, n)?;
         if n > TOKENS {
             if !add {
                 out.clear(n)?;

@@ -149,6 +149,7 @@ kernels![
     rms_norm,
     add_rows,
     gather_rows,
+    count_experts,
     embed,
     set_words,
     read_once,

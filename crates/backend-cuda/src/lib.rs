@@ -8,6 +8,7 @@ mod backend;
 mod bandwidth;
 mod buffer;
 mod compile;
+mod count;
 mod device;
 mod exchange;
 mod experts;

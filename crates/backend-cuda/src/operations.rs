@@ -4,8 +4,8 @@ use std::ffi::c_void;
 
 use cudarc::driver::result;
 use tandem_backend::{
-    AttentionContext, Backend, BackendError, Batch, DenseFormat, Draw, ExchangeMemory, ExpertsShape, ExpertsSource,
-    KvShape, Rope, RowSource, StepLimits,
+    AttentionContext, Backend, BackendError, Batch, DenseFormat, Draw, ExchangeMemory, ExpertCount, ExpertsShape,
+    ExpertsSource, KvShape, Rope, RowSource, StepLimits,
 };
 
 use crate::backend::CudaBackend;
@@ -127,9 +127,21 @@ impl Backend for CudaBackend {
         if std::mem::take(&mut self.state().scratch.moved) {
             graphs.clear();
         }
-        let ran = graphs.run(rows, run);
+        // Steps that count have a kernel more in every layer.
+        let counting = self.state().tally.on;
+        let ran = graphs.run(if counting { COUNTING + rows } else { rows }, run);
         self.state().graphs = graphs;
         ran
+    }
+
+    fn count_experts(&self, on: bool) -> Result<(), BackendError> {
+        let mut state = self.state();
+        state.tally.on = on;
+        state.tally.take(&self.device).map(drop)
+    }
+
+    fn experts_counted(&self) -> Result<ExpertCount, BackendError> {
+        self.state().tally.take(&self.device)
     }
 
     fn copy_blocks(&self, kv: &mut CudaKv, pairs: &[(u32, u32)]) -> Result<(), BackendError> {
@@ -342,6 +354,9 @@ impl Backend for CudaBackend {
         self.moe_rows(x, n, routing, experts, into, true)
     }
 }
+
+/// Added to the number of rows under which a step that counts experts is recorded.
+const COUNTING: usize = RECORDED_ROWS_MAX;
 
 fn check_part(buffer: &CudaBuffer, first: usize, values: usize) -> Result<(), BackendError> {
     if first * buffer.width + values <= buffer.rows * buffer.width {

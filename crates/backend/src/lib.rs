@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 mod batch;
 pub mod conformance;
+mod count;
 pub mod cpu;
 mod error;
 mod exchange;
@@ -14,6 +15,7 @@ mod formats;
 mod source;
 
 pub use batch::{Batch, Sequence};
+pub use count::ExpertCount;
 pub use error::BackendError;
 pub use exchange::{ExchangeMemory, PeerMemory};
 pub use formats::{DenseFormat, KvFormat, Precision};
@@ -181,6 +183,16 @@ pub trait Backend: Send {
         run: &mut dyn FnMut() -> Result<(), E>,
     ) -> Result<(), E> {
         run()
+    }
+
+    /// From now on counts how many different experts each [`Backend::moe`] of a step of single rows chose from, or no longer.
+    /// Costs time: for measuring. A device that cannot count refuses.
+    fn count_experts(&self, _on: bool) -> Result<(), BackendError> {
+        Err(BackendError::Unsupported("this device does not count experts".into()))
+    }
+    /// What was counted since the last call.
+    fn experts_counted(&self) -> Result<ExpertCount, BackendError> {
+        Ok(ExpertCount::default())
     }
 
     // ---- operations ----

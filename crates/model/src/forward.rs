@@ -5,7 +5,7 @@ mod layer;
 mod load;
 mod unembed;
 
-use tandem_backend::{Backend, BackendError, Batch, DenseFormat, Draw, KvFormat, Rope, StepLimits};
+use tandem_backend::{Backend, BackendError, Batch, DenseFormat, Draw, ExpertCount, KvFormat, Rope, StepLimits};
 use tandem_step::{Capacity, Pool};
 
 use self::layer::{Layer, Pools, Ranks, Scratch};
@@ -175,6 +175,16 @@ impl<B: Backend> Model<B> {
     /// The device it runs on, for the log.
     pub fn describe(&self) -> String {
         self.backend.describe()
+    }
+
+    /// Whether the experts that steps of single rows read are counted from now on.
+    pub fn count_experts(&self, on: bool) -> Result<(), ModelError> {
+        Ok(self.backend.count_experts(on)?)
+    }
+
+    /// What was counted since the last call.
+    pub fn experts_counted(&self) -> Result<ExpertCount, ModelError> {
+        Ok(self.backend.experts_counted()?)
     }
 
     /// Copies KV blocks, `(from, to)`.

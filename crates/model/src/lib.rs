@@ -12,6 +12,7 @@ mod sampler;
 mod shard;
 pub mod sources;
 mod synthetic;
+mod tally;
 mod weights;
 mod worker;
 
@@ -21,5 +22,6 @@ pub use forward::{Formats, LOGIT_ROWS, Model, ModelError};
 pub use runner::Runner;
 pub use shard::{Exchange, ExchangeError, ExpertSplit, Shard, ShardError, ShardPlan, ShardStore};
 pub use synthetic::{Synthetic, SyntheticKind, UnknownKind};
+pub use tally::ExpertTally;
 pub use weights::{Counted, WeightStore, qkv_bias, qkv_weight};
 pub use worker::LocalWorker;
