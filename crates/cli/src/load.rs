@@ -2,6 +2,7 @@
 
 use std::io::{IsTerminal, Write};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -16,13 +17,14 @@ use tandem_model::memory::{
     BytesPerToken, Computing, MemoryPlan, MemoryRequest, MemoryTable, available_memory, bytes_per_token, plan_memory,
 };
 use tandem_model::{
-    Checkpoint, Config, Counted, Formats, LocalWorker, Model, Runner, Shard, ShardPlan, Synthetic, SyntheticKind,
-    WeightStore,
+    Checkpoint, Config, Counted, ExpertTally, Formats, LocalWorker, Model, Runner, Shard, ShardPlan, Synthetic,
+    SyntheticKind, WeightStore,
 };
 use tandem_step::Capacity;
 use tracing::info;
 
 use crate::demo;
+use crate::roofline::Card;
 use crate::settings::{Dense, Device, Kv, ModelArgs, SyntheticShape};
 
 /// Positions of a KV block.
@@ -52,6 +54,10 @@ pub struct Loaded {
     pub memory: MemoryTable,
     /// Weight bytes that one decoded token reads.
     pub weight_bytes_per_token: u64,
+    /// The model's shape.
+    pub config: Config,
+    /// Counts the experts that steps read, when it is told to.
+    pub experts_read: Arc<ExpertTally>,
     /// Parameters, active or not.
     pub parameters: u64,
     /// Bytes of the tensors as shipped.
@@ -92,7 +98,9 @@ pub fn load(args: &ModelArgs, progress: Progress) -> Result<Loaded> {
     let formats = Formats { dense: numbers.dense, kv: numbers.kv };
     // The first request should not pay for reading the vocabulary.
     let tokenizer = std::thread::spawn(tandem_grammar::warm_up);
-    let loading = Loading { store: source.store.as_ref(), progress, formats, capacity: plan.capacity };
+    let experts_read = Arc::new(ExpertTally::default());
+    let tally = Arc::clone(&experts_read);
+    let loading = Loading { store: source.store.as_ref(), progress, formats, capacity: plan.capacity, tally };
     let (worker, device) = match place {
         Place::Cpu => loading.start(CpuBackend::new(cpu_options(args, numbers.precision)?)?)?,
         Place::Cuda => loading.start(CudaBackend::new(cuda_options(args))?)?,
@@ -118,6 +126,8 @@ pub fn load(args: &ModelArgs, progress: Progress) -> Result<Loaded> {
         formats: numbers.to_string(),
         memory: plan.table,
         weight_bytes_per_token: reads.total(),
+        config: config.clone(),
+        experts_read,
         notice: source.notice,
     })
 }
@@ -149,6 +159,28 @@ pub fn read_bandwidth(args: &ModelArgs, bytes: usize) -> Result<f64> {
         Place::Cpu => cpu_read_bandwidth(threads(args), bytes)?,
         Place::Cuda => cuda::read_bandwidth(cuda_options(args), bytes)?,
     })
+}
+
+/// The formats of attention and lm_head, and of keys and values.
+pub fn formats(args: &ModelArgs) -> Result<Formats> {
+    let numbers = Numbers::of(args)?;
+    Ok(Formats { dense: numbers.dense, kv: numbers.kv })
+}
+
+/// Most prompt tokens of a step on this device; on a GPU where `on_gpu` says so.
+pub fn prefill_chunk(args: &ModelArgs, on_gpu: bool) -> u32 {
+    if on_gpu { Place::Cuda } else { Place::Cpu }.prefill_chunk(args)
+}
+
+/// What there is to know of the machine that `device` names, which reads so many bytes per second.
+pub fn card(args: &ModelArgs, device: &str, bytes_per_s: f64) -> Result<Card> {
+    match Place::choose(args)? {
+        Place::Cuda => Card::of_gpu(device).with_context(|| format!("--compare-model: there is no model of {device}")),
+        Place::Cpu => {
+            let isa = args.isa.as_deref().map(str::parse::<Isa>).transpose()?.unwrap_or_else(Isa::detect);
+            Ok(Card::cpu(isa, threads(args), bytes_per_s))
+        }
+    }
 }
 
 /// Where weights come from, and what the model is called.
@@ -365,6 +397,7 @@ struct Loading<'a> {
     progress: Progress,
     formats: Formats,
     capacity: Capacity,
+    tally: Arc<ExpertTally>,
 }
 
 impl Loading<'_> {
@@ -379,7 +412,7 @@ impl Loading<'_> {
             Ok(Model::load(backend, store, self.formats, self.capacity, ShardPlan::UNDIVIDED)?)
         })?;
         let masks = Masks::start(MASK_THREADS).context("starting the threads that compute grammar masks")?;
-        let runner = Runner::new(model).with_masker(Box::new(masks));
+        let runner = Runner::new(model).with_masker(Box::new(masks)).with_tally(self.tally);
         Ok((LocalWorker::start(runner).context("starting the worker")?, device))
     }
 }

@@ -8,6 +8,7 @@ mod inspect;
 mod key;
 mod load;
 mod remote;
+mod roofline;
 mod serve;
 mod settings;
 mod top;
