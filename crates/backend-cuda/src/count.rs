@@ -8,6 +8,7 @@ use crate::buffer::CudaRouting;
 use crate::device::{Device, failed};
 use crate::launch::{Launch, arguments};
 use crate::memory::DeviceMemory;
+use crate::work::TALLY_BYTES;
 
 /// Counts the different experts that steps of single rows read, while it is told to.
 pub(crate) struct Tally {
@@ -16,11 +17,9 @@ pub(crate) struct Tally {
     pub(crate) on: bool,
 }
 
-const BYTES: usize = 16;
-
 impl Tally {
     pub(crate) fn new(device: &Arc<Device>) -> Result<Self, BackendError> {
-        Ok(Self { memory: DeviceMemory::zeroed(device, BYTES, "a count of experts")?, on: false })
+        Ok(Self { memory: DeviceMemory::zeroed(device, TALLY_BYTES, "a count of experts")?, on: false })
     }
 
     /// What was counted since it was last taken.
@@ -30,7 +29,7 @@ impl Tally {
         // SAFETY: the memory has two such values.
         unsafe { result::memcpy_dtoh_sync(&mut counted, self.memory.at(0)) }
             .map_err(|error| failed("reading a count of experts", error))?;
-        self.memory.clear(BYTES)?;
+        self.memory.clear(TALLY_BYTES)?;
         Ok(ExpertCount { layers: counted[0], distinct: counted[1] })
     }
 }

@@ -24,6 +24,7 @@ mod memory;
 mod operations;
 mod rows;
 mod staging;
+mod work;
 
 pub use backend::{CudaBackend, CudaOptions};
 pub use bandwidth::read_bandwidth;
@@ -34,3 +35,4 @@ pub use experts::CudaExperts;
 pub use kernels::{SOURCES, Source};
 pub use kv::CudaKv;
 pub use matrix::CudaMatrix;
+pub use work::working_bytes;

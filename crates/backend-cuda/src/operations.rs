@@ -13,13 +13,12 @@ use crate::buffer::{CudaBuffer, CudaRouting, CudaVector};
 use crate::device::failed;
 use crate::exchange::Joined;
 use crate::experts::{CudaExperts, Loader};
-use crate::few::{DRAWS_MAX, GATHER_MAX, Linear, RowList, THREADS, check_rows};
+use crate::few::{DRAWS_MAX, GATHER_MAX, Linear, RowList, THREADS, TOKENS, check_rows};
 use crate::graph::{Graphs, RECORDED_ROWS_MAX};
 use crate::kv::CudaKv;
 use crate::launch::{Argument, Launch, arguments};
 use crate::matrix::CudaMatrix;
 use crate::memory::DeviceMemory;
-use crate::rows::StepShape;
 
 impl Backend for CudaBackend {
     type Buffer = CudaBuffer;
@@ -101,11 +100,10 @@ impl Backend for CudaBackend {
     }
 
     fn reserve(&self, limits: StepLimits) -> Result<(), BackendError> {
-        let StepLimits { rows, sequences, blocks } = limits;
         let mut state = self.state();
         // Reading weights is over.
         state.staging = None;
-        state.reserve(&self.device, StepShape { rows, sequences, blocks })
+        state.reserve_all(&self.device, &limits)
     }
 
     fn begin(&self, batch: &Batch<'_>) -> Result<(), BackendError> {
@@ -132,6 +130,10 @@ impl Backend for CudaBackend {
         let ran = graphs.run(if counting { COUNTING + rows } else { rows }, run);
         self.state().graphs = graphs;
         ran
+    }
+
+    fn worth_recording(&self) -> Vec<usize> {
+        if self.eager { Vec::new() } else { (1..=TOKENS).chain([16, 32, RECORDED_ROWS_MAX]).collect() }
     }
 
     fn count_experts(&self, on: bool) -> Result<(), BackendError> {

@@ -140,7 +140,7 @@ pub fn memory_request(args: &ModelArgs) -> Result<MemoryRequest> {
         dense: numbers.dense,
         kv: numbers.kv,
         computing: match (place, numbers.precision) {
-            (Place::Cuda, _) => Computing::Cuda,
+            (Place::Cuda, _) => Computing::Cuda(cuda::working_bytes),
             (Place::Cpu, Precision::Exact) => Computing::CpuExact,
             (Place::Cpu, Precision::Fast) => Computing::CpuFast,
         },

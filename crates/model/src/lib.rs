@@ -7,6 +7,7 @@ mod forward;
 pub mod inspect;
 pub mod layout;
 pub mod memory;
+mod prepare;
 mod runner;
 mod sampler;
 mod shard;

@@ -72,8 +72,13 @@ impl Card {
 
     /// The GPU of this name, as its driver says it; `None` for one nobody has described.
     pub fn of_gpu(name: &str) -> Option<Self> {
-        let known: [(&str, fn() -> Self); 3] = [("GB10", Self::gb10), ("H200", Self::h200), ("H100", Self::h100)];
-        known.into_iter().find(|(part, _)| name.contains(part)).map(|(_, card)| card())
+        let card = match name {
+            _ if name.contains("GB10") => Self::gb10(),
+            _ if name.contains("H200") => Self::h200(),
+            _ if name.contains("H100") => Self::h100(),
+            _ => return None,
+        };
+        Some(card)
     }
 
     /// A CPU that reads this many bytes per second. Rates of products are those of a Zen 5 thread; no other was measured.
