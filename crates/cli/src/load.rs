@@ -12,16 +12,19 @@ use tandem_backend::{Backend, DenseFormat, KvFormat, Precision};
 use tandem_backend_cuda::{self as cuda, CudaBackend, CudaOptions, Device as Gpu};
 use tandem_engine::{Engine, EngineSettings};
 use tandem_grammar::Masks;
+use tandem_harmony::Tokenizer;
 use tandem_model::inspect::Report;
 use tandem_model::memory::{
-    BytesPerToken, Computing, MemoryPlan, MemoryRequest, MemoryTable, available_memory, bytes_per_token, plan_memory,
+    BytesPerToken, Computing, MemoryPlan, MemoryRequest, MemoryTable, available_memory, bytes_per_token, human,
+    plan_memory,
 };
+use tandem_model::selftest::Reference;
 use tandem_model::{
     Checkpoint, Config, Counted, ExpertTally, Formats, LocalWorker, Model, Runner, Shard, ShardPlan, Synthetic,
     SyntheticKind, WeightStore,
 };
 use tandem_step::Capacity;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::demo;
 use crate::roofline::Card;
@@ -66,6 +69,41 @@ pub struct Loaded {
     pub notice: Option<&'static str>,
 }
 
+/// How long the parts of loading took.
+struct Parts {
+    since: Instant,
+    parts: Vec<(&'static str, Duration)>,
+}
+
+impl Parts {
+    fn new() -> Self {
+        Self { since: Instant::now(), parts: Vec::new() }
+    }
+
+    /// A part is through; the next one begins.
+    fn end(&mut self, part: &'static str) {
+        self.parts.push((part, self.since.elapsed()));
+        self.since = Instant::now();
+    }
+
+    /// Two parts are through, of which the second took so long.
+    fn end_with(&mut self, first: &'static str, second: &'static str, took: Duration) {
+        self.end(first);
+        if let Some((_, both)) = self.parts.last_mut() {
+            *both = both.saturating_sub(took);
+        }
+        self.parts.push((second, took));
+    }
+}
+
+impl std::fmt::Display for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let parts: Vec<String> =
+            self.parts.iter().map(|(part, took)| format!("{part} {:.2}", took.as_secs_f64())).collect();
+        f.write_str(&parts.join(", "))
+    }
+}
+
 /// Where loading shows how far it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
@@ -79,6 +117,19 @@ impl Progress {
     /// The terminal where there is one.
     pub fn from_terminal() -> Self {
         if std::io::stderr().is_terminal() { Self::Terminal } else { Self::Log }
+    }
+
+    /// Says how far something is; the last time, on a terminal, its line is cleared.
+    fn show(self, line: &str, last: bool) {
+        match self {
+            Self::Log => info!("{line}"),
+            Self::Terminal if last => eprint!("\r\x1b[K"),
+            Self::Terminal => {
+                eprint!("\r{line}\x1b[K");
+                // A terminal that cannot be written to is no reason to stop loading.
+                let _ = std::io::stderr().flush();
+            }
+        }
     }
 }
 
@@ -100,15 +151,25 @@ pub fn load(args: &ModelArgs, progress: Progress) -> Result<Loaded> {
     let tokenizer = std::thread::spawn(tandem_grammar::warm_up);
     let experts_read = Arc::new(ExpertTally::default());
     let tally = Arc::clone(&experts_read);
-    let loading = Loading { store: source.store.as_ref(), progress, formats, capacity: plan.capacity, tally };
+    let reference = source.reference(formats);
+    let mut parts = Parts::new();
+    let loading =
+        Loading { store: source.store.as_ref(), progress, formats, capacity: plan.capacity, tally, reference };
     let (worker, device) = match place {
-        Place::Cpu => loading.start(CpuBackend::new(cpu_options(args, numbers.precision)?)?)?,
-        Place::Cuda => loading.start(CudaBackend::new(cuda_options(args))?)?,
+        Place::Cpu => loading.start(CpuBackend::new(cpu_options(args, numbers.precision)?)?, &mut parts)?,
+        Place::Cuda => {
+            let backend = CudaBackend::new(cuda_options(args))?;
+            parts.end("kernels");
+            let allocated = Arc::clone(backend.device().allocated());
+            let started = loading.start(backend, &mut parts)?;
+            info!("device memory: {} allocated", human(allocated.load(Ordering::Relaxed)));
+            started
+        }
     };
     if tokenizer.join().is_err() {
         bail!("reading the tokenizer's vocabulary failed");
     }
-    info!("loaded in {:.1} s", started.elapsed().as_secs_f64());
+    info!("loaded in {:.1} s: {parts}", started.elapsed().as_secs_f64());
     let settings = EngineSettings {
         max_queue: args.max_queue as usize,
         prefill_chunk: place.prefill_chunk(args),
@@ -190,6 +251,15 @@ pub struct Source {
     /// The model's name unless the settings give one.
     pub name: String,
     notice: Option<&'static str>,
+    origin: Origin,
+}
+
+/// Whose weights they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    Demo,
+    Synthetic(SyntheticKind),
+    Checkpoint,
 }
 
 impl Source {
@@ -202,13 +272,33 @@ impl Source {
                 SyntheticShape::Gpt120b => SyntheticKind::Gpt120b,
             };
             let notice = Some("The weights are random: expect random words.");
-            return Ok(Self { store: Box::new(Synthetic::new(kind)), name: format!("synthetic-{kind}"), notice });
+            return Ok(Self {
+                store: Box::new(Synthetic::new(kind)),
+                name: format!("synthetic-{kind}"),
+                notice,
+                origin: Origin::Synthetic(kind),
+            });
         }
         if let Some(folder) = &args.model {
-            return Ok(Self { store: Box::new(Checkpoint::open(folder)?), name: folder_name(folder), notice: None });
+            return Ok(Self {
+                store: Box::new(Checkpoint::open(folder)?),
+                name: folder_name(folder),
+                notice: None,
+                origin: Origin::Checkpoint,
+            });
         }
         let store = Box::new(Checkpoint::open(&demo::checkpoint()?)?);
-        Ok(Self { store, name: demo::NAME.into(), notice: Some(demo::NOTICE) })
+        Ok(Self { store, name: demo::NAME.into(), notice: Some(demo::NOTICE), origin: Origin::Demo })
+    }
+
+    /// What these weights are known to compute, if anything.
+    fn reference(&self, formats: Formats) -> Option<Reference> {
+        let config = self.store.config();
+        match self.origin {
+            Origin::Demo => Some(Reference::demo(formats)),
+            Origin::Synthetic(kind) => Some(Reference::synthetic(kind, formats)),
+            Origin::Checkpoint => Reference::published(config, |text| Tokenizer::shared().encode(text)),
+        }
     }
 }
 
@@ -398,19 +488,35 @@ struct Loading<'a> {
     formats: Formats,
     capacity: Capacity,
     tally: Arc<ExpertTally>,
+    /// What the model is known to compute.
+    reference: Option<Reference>,
 }
 
 impl Loading<'_> {
     /// Loads onto `backend` and starts a worker; also says what the device is.
-    fn start<B: Backend + 'static>(self, backend: B) -> Result<(LocalWorker, String)>
+    fn start<B: Backend + 'static>(self, backend: B, parts: &mut Parts) -> Result<(LocalWorker, String)>
     where
         Runner<B>: Send,
     {
         let device = backend.describe();
         info!("device: {device}");
-        let model = with_progress(self.store, self.progress, |store| {
+        let mut model = with_progress(self.store, self.progress, |store| {
             Ok(Model::load(backend, store, self.formats, self.capacity, ShardPlan::UNDIVIDED)?)
         })?;
+        parts.end_with("weights", "working memory", model.allocation_time());
+        model.prepare(|done, total| {
+            // A log needs to know only that it is over.
+            if total > 0 && (done == total || self.progress == Progress::Terminal) {
+                self.progress.show(&format!("recording steps: {done} of {total}"), done == total);
+            }
+        })?;
+        parts.end("recorded steps");
+        let verdict = model.self_test(self.reference.as_ref())?;
+        parts.end("self-test");
+        match verdict.beyond {
+            0 => info!("self-test: {verdict}"),
+            _ => warn!("self-test: {verdict}"),
+        }
         let masks = Masks::start(MASK_THREADS).context("starting the threads that compute grammar masks")?;
         let runner = Runner::new(model).with_masker(Box::new(masks)).with_tally(self.tally);
         Ok((LocalWorker::start(runner).context("starting the worker")?, device))
@@ -445,17 +551,10 @@ fn show_progress(progress: Progress, read: &AtomicU64, total: u64, done: &Atomic
         let line = format!("loading: {} % of {:.1} GB, {rate:.2} GB/s", bytes * 100 / total.max(1), total as f64 / 1e9);
         if done.load(Ordering::Acquire) {
             if progress == Progress::Terminal {
-                eprint!("\r\x1b[K");
+                progress.show("", true);
             }
             return;
         }
-        match progress {
-            Progress::Log => info!("{line}"),
-            Progress::Terminal => {
-                eprint!("\r{line}\x1b[K");
-                // A terminal that cannot be written to is no reason to stop loading.
-                let _ = std::io::stderr().flush();
-            }
-        }
+        progress.show(&line, false);
     }
 }

@@ -10,6 +10,7 @@ pub mod memory;
 mod prepare;
 mod runner;
 mod sampler;
+pub mod selftest;
 mod shard;
 pub mod sources;
 mod synthetic;
