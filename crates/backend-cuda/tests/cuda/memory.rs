@@ -75,7 +75,8 @@ fn steps(model: &mut Model<tandem_backend_cuda::CudaBackend>, count: usize, rows
     let mask: Arc<[u32]> = vec![u32::MAX; model.config().vocab.div_ceil(32)].into();
     for _ in 0..2 {
         model.forward(&Batch { tokens: &tokens, sequences: &sequences }).unwrap();
-        let draw = |i: usize| Draw { temperature: 1.0, uniform: 0.5, mask: (i % 2 == 0).then(|| Arc::clone(&mask)) };
+        let draw =
+            |i: usize| Draw { temperature: 1.0, uniform: 0.5, mask: i.is_multiple_of(2).then(|| Arc::clone(&mask)) };
         let draws: Vec<(usize, Draw)> = (0..count).map(|i| ((i + 1) * rows - 1, draw(i))).collect();
         model.draw(&draws).unwrap();
     }
