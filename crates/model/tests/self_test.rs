@@ -108,7 +108,8 @@ fn exact_mode_gives_the_stored_values() {
 #[test]
 fn damaged_weights_are_refused() {
     use LayerTensor::*;
-    let (some_bits, four_times): (fn(u8) -> u8, fn(u8) -> u8) = (|byte| byte ^ 0x06, |byte| byte + 2);
+    let some_bits: fn(u8) -> u8 = |byte| byte ^ 0x06;
+    let four_times: fn(u8) -> u8 = |byte| byte + 2;
     let high_bits: fn(u8) -> u8 = |byte| byte ^ 0x88;
     let of_layer = |tensor| TensorId::Layer(1, tensor);
     let damages = [
