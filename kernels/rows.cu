@@ -60,3 +60,23 @@ extern "C" __global__ void set_words(u32* words, const uint2* changes, int count
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < count) words[changes[i].x] = changes[i].y;
 }
+
+// Adds to `tally` how many different experts a layer's rows chose, and one layer. Launch: (1), 256 threads; at most 256 experts.
+//
+// ids    [pairs]  expert of each (row, choice); others than 0..256 are left out
+// tally  [2]      layers, different experts
+extern "C" __global__ void __launch_bounds__(256) count_experts(const int* ids, int pairs, u64* tally) {
+    __shared__ u32 chosen[8];
+    if (threadIdx.x < 8) chosen[threadIdx.x] = 0;
+    __syncthreads();
+    for (int i = threadIdx.x; i < pairs; i += 256) {
+        u32 expert = ids[i];
+        if (expert < 256) atomicOr(&chosen[expert / 32], 1u << (expert % 32));
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        u32 distinct = 0;
+        for (int i = 0; i < 8; i++) distinct += __popc(chosen[i]);
+        tally[0] += 1, tally[1] += distinct;
+    }
+}

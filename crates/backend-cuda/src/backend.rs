@@ -2,9 +2,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use tandem_backend::{BackendError, Batch, Rope};
+use tandem_backend::{BackendError, Batch, Rope, StepLimits};
 use tracing::info;
 
+use crate::count::Tally;
 use crate::device::{Device, DeviceError};
 use crate::exchange::Joined;
 use crate::graph::Graphs;
@@ -13,6 +14,7 @@ use crate::masks::Masks;
 use crate::memory::{DeviceMemory, PinnedMemory};
 use crate::rows::{StepRows, StepShape, shape_of};
 use crate::staging::Staging;
+use crate::work::{self, Sizes};
 
 /// How the backend is set up.
 #[derive(Clone, Debug, Default)]
@@ -47,9 +49,11 @@ pub(crate) struct State {
     pub(crate) masks: Masks,
     /// What it shares with other ranks.
     pub(crate) exchange: Option<Joined>,
+    pub(crate) tally: Tally,
 }
 
-/// Working memory by purpose; grows on first use, and never again once a model's largest step has been run.
+/// Working memory by purpose. Reserved for a model's steps (`work::Sizes` knows each part); without that, as in tests of single
+/// operations, it grows on first use.
 #[derive(Default)]
 pub(crate) struct Scratch {
     /// Activations between gate-up and down, F16 `[rows * top_k, intermediate]`.
@@ -76,6 +80,8 @@ pub(crate) struct Scratch {
     pub(crate) arrived: Option<DeviceMemory>,
     /// Whether any of these has moved since steps were recorded: their addresses are in the recordings.
     pub(crate) moved: bool,
+    /// Whether all of it was reserved: then nothing grows any more.
+    reserved: bool,
 }
 
 impl CudaBackend {
@@ -86,12 +92,8 @@ impl CudaBackend {
         let device = Arc::new(device);
         let started = Instant::now();
         let kernels = Kernels::load(&device, options.cache)?;
-        info!(
-            "{} kernel files for {} ready in {:.1} s",
-            kernels.files(),
-            device.arch(),
-            started.elapsed().as_secs_f64()
-        );
+        let ((compiled, cached), seconds) = (kernels.files(), started.elapsed().as_secs_f64());
+        info!("kernels for {}: {compiled} files compiled, {cached} from the cache, {seconds:.1} s", device.arch());
         let state = State {
             graphs: Graphs::new(&device),
             staging: None,
@@ -101,6 +103,7 @@ impl CudaBackend {
             chosen: None,
             masks: Masks::default(),
             exchange: None,
+            tally: Tally::new(&device)?,
         };
         Ok(Self { state: Mutex::new(state), kernels, device, eager: options.eager })
     }
@@ -132,6 +135,18 @@ impl State {
         Ok(())
     }
 
+    /// Makes all working memory of steps within these limits; none is made later.
+    pub(crate) fn reserve_all(&mut self, device: &Arc<Device>, limits: &StepLimits) -> Result<(), BackendError> {
+        let StepLimits { rows, sequences, blocks, widths } = *limits;
+        self.scratch.reserve(device, &Sizes::new(limits))?;
+        self.reserve(device, StepShape { rows, sequences, blocks })?;
+        self.masks.room(device, widths.vocab.div_ceil(32))?;
+        self.chosen = Some(PinnedMemory::new(device, work::chosen())?);
+        let bytes = work::rope(&widths);
+        self.rope = Some((Vec::new(), DeviceMemory::zeroed(device, bytes, "rope frequencies")?));
+        Ok(())
+    }
+
     /// Brings a step's rows to the device, making room for them where nothing was reserved.
     pub(crate) fn begin(
         &mut self,
@@ -140,6 +155,12 @@ impl State {
         batch: &Batch<'_>,
     ) -> Result<(), BackendError> {
         if !self.rows.as_ref().is_some_and(|rows| rows.holds(batch)) {
+            if self.scratch.reserved {
+                let (rows, sequences) = (batch.tokens.len(), batch.sequences.len());
+                return Err(BackendError::Shape(format!(
+                    "{rows} rows of {sequences} sequences: more than was reserved"
+                )));
+            }
             self.reserve(device, shape_of(batch))?;
         }
         self.rows.as_mut().ok_or_else(not_begun)?.set(kernels, batch)
@@ -157,16 +178,40 @@ impl State {
         {
             return Ok(memory.at(0));
         }
-        let memory = DeviceMemory::zeroed(device, rope.inv_freq.len() * size_of::<f32>(), "rope frequencies")?;
+        let bytes = rope.inv_freq.len() * size_of::<f32>();
+        let memory = match self.rope.take() {
+            Some((_, memory)) if memory.bytes() >= bytes => memory,
+            _ => {
+                self.scratch.moved = true;
+                DeviceMemory::zeroed(device, bytes, "rope frequencies")?
+            }
+        };
         device.upload(memory.at(0), &rope.inv_freq)?;
         let address = memory.at(0);
-        self.scratch.moved = true;
         self.rope = Some((rope.inv_freq.clone(), memory));
         Ok(address)
     }
 }
 
 impl Scratch {
+    fn reserve(&mut self, device: &Arc<Device>, sizes: &Sizes) -> Result<(), BackendError> {
+        let Sizes { inner, partial, staged, logits, splits, narrow, rest, results, groups, chunks, arrived } = *sizes;
+        *self = Self::default();
+        self.ensure(device, |s| &mut s.inner, inner, "experts' inner activations")?;
+        self.ensure(device, |s| &mut s.partial, partial, "partial sums")?;
+        self.ensure(device, |s| &mut s.staged, staged, "staged activations")?;
+        self.ensure(device, |s| &mut s.logits, logits, "router logits")?;
+        self.ensure(device, |s| &mut s.splits, splits, "attention's splits")?;
+        self.ensure(device, |s| &mut s.narrow, narrow, "narrow activations")?;
+        self.ensure(device, |s| &mut s.rest, rest, "the rest of narrow activations")?;
+        self.ensure(device, |s| &mut s.results, results, "experts' results")?;
+        self.ensure(device, |s| &mut s.groups, groups, "rows by expert")?;
+        self.ensure(device, |s| &mut s.chunks, chunks, "chunks of logits")?;
+        self.ensure(device, |s| &mut s.arrived, arrived, "counters")?;
+        self.reserved = true;
+        Ok(())
+    }
+
     /// The address of at least `bytes` of the memory that `place` picks.
     pub(crate) fn ensure(
         &mut self,
@@ -177,6 +222,9 @@ impl Scratch {
     ) -> Result<u64, BackendError> {
         if let Some(memory) = place(self).as_ref().filter(|memory| memory.bytes() >= bytes) {
             return Ok(memory.at(0));
+        }
+        if self.reserved {
+            return Err(BackendError::Shape(format!("{bytes} bytes of {what}: more than was reserved")));
         }
         self.moved = true;
         // The old one first: both together may not fit. Freeing waits for the kernels that use it.

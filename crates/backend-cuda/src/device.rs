@@ -1,6 +1,6 @@
 use std::ffi::c_int;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use cudarc::driver::sys::{self, CUdevice_attribute, CUstream};
 use cudarc::driver::{CudaContext, DriverError, result};
@@ -57,6 +57,7 @@ pub struct Device {
     integrated: bool,
     /// Whether anything was enqueued since the stream was waited for.
     busy: AtomicBool,
+    allocated: Arc<AtomicU64>,
 }
 
 // SAFETY: a stream may be used from any thread on which its context is current; `bind` sees to that.
@@ -110,7 +111,8 @@ impl Device {
             .map_err(|error| driver(&doing("stream"), error))?;
         let (multiprocessors, shared_bytes_max) = (multiprocessors as u32, shared as u32);
         let busy = AtomicBool::new(false);
-        Ok(Self { context, stream, name, arch, multiprocessors, shared_bytes_max, integrated, busy })
+        let allocated = Arc::default();
+        Ok(Self { context, stream, name, arch, multiprocessors, shared_bytes_max, integrated, busy, allocated })
     }
 
     /// The GPU's name.
@@ -136,6 +138,11 @@ impl Device {
     /// Whether it shares the machine's memory, as a GB10 does.
     pub fn integrated(&self) -> bool {
         self.integrated
+    }
+
+    /// Bytes of device memory and page-locked memory allocated through this, at any time.
+    pub fn allocated(&self) -> &Arc<AtomicU64> {
+        &self.allocated
     }
 
     /// Free and total device memory, bytes.

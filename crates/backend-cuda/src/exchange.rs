@@ -11,9 +11,9 @@ use tandem_backend::{BackendError, ExchangeMemory};
 use crate::backend::CudaBackend;
 use crate::buffer::CudaBuffer;
 use crate::device::{Device, failed};
-use crate::few::COUNTER_BYTES;
 use crate::launch::{Argument, Launch};
 use crate::memory::{DeviceMemory, PinnedMemory};
+use crate::work::COUNTER_BYTES;
 
 /// Ranks that a kernel knows.
 const WORLD_MAX: usize = 4;

@@ -15,25 +15,26 @@ use crate::launch::{Argument, Launch, arguments};
 use crate::many::ManyLinear;
 use crate::matrix::CudaMatrix;
 use crate::memory::PinnedMemory;
+use crate::work::{self, COUNTER_BYTES, MULTIPROCESSORS_MAX};
 
 /// Tokens of one launch of a decode kernel: the narrow side of the tensor-core product.
 pub(crate) const TOKENS: usize = 8;
 /// Threads of a decode kernel.
 pub(crate) const THREADS: usize = 256;
 /// Bytes of a block's sums: warps x 16 rows x 8 tokens x 4.
-const SUM_BYTES: usize = 8 * 16 * 8 * 4;
+pub(crate) const SUM_BYTES: usize = 8 * 16 * 8 * 4;
 /// Matrices of so many row tiles (lm_head) give every warp a tile of its own instead of sharing k.
 const MANY_TILES: usize = 2048;
 /// Blocks of a decode kernel on a multiprocessor at the same time: enough loads in flight, few prologues.
 const BLOCKS_EACH: usize = 3;
 /// Rows up to which one launch of the router's decode kernel is faster than the five of many rows.
-const ROUTE_ROWS_MAX: usize = 128;
+pub(crate) const ROUTE_ROWS_MAX: usize = 128;
 /// Rows from which on staging them once, in a launch of its own, is faster than in every block.
 const STAGED_ROWS_MIN: usize = 3;
 /// Blocks that share a row tile of the experts' second product.
-const DOWN_BLOCKS: usize = 2;
+pub(crate) const DOWN_BLOCKS: usize = 2;
 /// Parts into which the router's k is cut, so that more than a few multiprocessors read it.
-const ROUTER_PARTS: usize = 4;
+pub(crate) const ROUTER_PARTS: usize = 4;
 /// Most splits of attention over one sequence.
 const SPLITS_MAX: usize = 32;
 /// f32 values of a split's record for one key head: 8 query heads of 64 sums, a maximum and a total.
@@ -42,7 +43,7 @@ const SPLIT_VALUES: usize = 8 * 66;
 pub(crate) const GATHER_MAX: usize = 128;
 
 /// Bytes of a token's activations in shared memory, as `staged_stride` in `decode.cuh` has it.
-fn staged_stride(padded_k: usize) -> usize {
+pub(crate) fn staged_stride(padded_k: usize) -> usize {
     let bytes = padded_k * 2;
     if bytes % 128 == 64 { bytes } else { bytes + 64 }
 }
@@ -155,7 +156,7 @@ impl CudaBackend {
         }
         let values_bytes = n * format.parts() * staged_stride(padded);
         let mut state = self.state();
-        let bytes = values_bytes + n * size_of::<f32>();
+        let bytes = work::staged(n, format.parts(), padded);
         let values = state.scratch.ensure(&self.device, |s| &mut s.staged, bytes, "staged activations")?;
         let before = Prestaged { values, factors: values + values_bytes as u64 };
         let (norm_at, eps) = norm.map_or((0, 0.0), |(norm, eps)| (norm.memory.at(0), eps));
@@ -222,7 +223,7 @@ impl CudaBackend {
         let before = self.stage(x, 0..n, norm, Operand::Bf16, weight.cols, normed)?;
         let mut state = self.state();
         let scratch = &mut state.scratch;
-        let bytes = groups * parts * tokens * experts * 4;
+        let bytes = work::routed_logits(groups * tokens, experts);
         let logits = scratch.ensure(&self.device, |s| &mut s.logits, bytes, "router logits")?;
         let arrived = scratch.ensure(&self.device, |s| &mut s.arrived, COUNTER_BYTES, "counters")?;
         let shared = SUM_BYTES + tokens.min(n) * token_bytes;
@@ -268,6 +269,7 @@ impl CudaBackend {
         if n > routing.rows {
             return Err(BackendError::Shape(format!("a routing of {} rows for {n}", routing.rows)));
         }
+        self.tally(routing, n)?;
         if n > TOKENS {
             if !add {
                 out.clear(n)?;
@@ -277,16 +279,16 @@ impl CudaBackend {
         let top_k = routing.top_k;
         let token_bytes = staged_stride(hidden.next_multiple_of(64));
         let tokens = self.tokens_at_once(2 * SUM_BYTES, token_bytes)?;
-        let inner_bytes = TOKENS * top_k * intermediate * 2;
+        let inner_bytes = work::inner(TOKENS * top_k, intermediate);
         let tiles = hidden.div_ceil(16);
         let (inner, partial, arrived) = {
             let scratch = &mut self.state().scratch;
             let device = &self.device;
-            let bytes = DOWN_BLOCKS * tiles * SUM_BYTES / 8;
+            let bytes = work::down_partial(tiles);
             (
                 scratch.ensure(device, |s| &mut s.inner, inner_bytes, "experts' inner activations")?,
                 scratch.ensure(device, |s| &mut s.partial, bytes, "partial sums")?,
-                scratch.ensure(device, |s| &mut s.arrived, COUNTER_BYTES.max(4 * tiles), "counters")?,
+                scratch.ensure(device, |s| &mut s.arrived, work::arrived_down(tiles), "counters")?,
             )
         };
         for first in (0..n).step_by(tokens) {
@@ -384,12 +386,10 @@ impl CudaBackend {
             Some(rope) => (state.rope(&self.device, rope)?, rope.scale),
             None => (0, 0.0),
         };
-        // Two to three blocks a multiprocessor; a window is never split.
-        let wanted = BLOCKS_EACH * self.device.multiprocessors() as usize / (n * kv_heads);
-        let splits = if window > 0 { 1 } else { wanted.clamp(1, SPLITS_MAX) };
-        let bytes = if splits > 1 { n * kv_heads * splits * SPLIT_VALUES * 4 } else { 0 };
+        let splits = splits(n, kv_heads, window, self.device.multiprocessors() as usize);
+        let bytes = split_records(n, kv_heads, splits);
         let partial = state.scratch.ensure(&self.device, |s| &mut s.splits, bytes, "attention's splits")?;
-        let counters = COUNTER_BYTES.max(n * kv_heads * 4);
+        let counters = work::arrived(n, kv_heads);
         let arrived = state.scratch.ensure(&self.device, |s| &mut s.arrived, counters, "counters")?;
         let rows = state.rows()?;
         let (tables, stride) = rows.tables(context.kind);
@@ -444,12 +444,11 @@ impl CudaBackend {
             }
         }
         let masks = masks.send(&self.device, masked)?;
-        let chunks =
-            scratch.ensure(&self.device, |s| &mut s.chunks, DRAWS_MAX * DRAW_CHUNKS * 12, "chunks of logits")?;
+        let chunks = scratch.ensure(&self.device, |s| &mut s.chunks, work::chunks(), "chunks of logits")?;
         let arrived = scratch.ensure(&self.device, |s| &mut s.arrived, COUNTER_BYTES, "counters")?;
         let chosen = match chosen {
             Some(chosen) => chosen,
-            None => chosen.insert(PinnedMemory::new(&self.device, DRAWS_MAX * 4)?),
+            None => chosen.insert(PinnedMemory::new(&self.device, work::chosen())?),
         };
         let mut arguments = [
             logits.row(first).into(),
@@ -517,7 +516,7 @@ pub(crate) struct RowList {
 
 /// Rows of one launch of `draw.cu`, and blocks of a row.
 pub(crate) const DRAWS_MAX: usize = 64;
-const DRAW_CHUNKS: usize = 64;
+pub(crate) const DRAW_CHUNKS: usize = 64;
 
 /// `Draws` of `draw.cu`.
 #[repr(C)]
@@ -527,8 +526,22 @@ struct DrawList {
     mask: [i32; DRAWS_MAX],
 }
 
-/// Counters: of the router, and of 8 decoding rows' attention.
-pub(crate) const COUNTER_BYTES: usize = 4096;
+/// Splits of attention of `n` single rows: two to three blocks a multiprocessor; a window is never split.
+pub(crate) fn splits(n: usize, kv_heads: usize, window: usize, multiprocessors: usize) -> usize {
+    let wanted = BLOCKS_EACH * multiprocessors.min(MULTIPROCESSORS_MAX) / (n * kv_heads);
+    if window > 0 { 1 } else { wanted.clamp(1, SPLITS_MAX) }
+}
+
+/// Bytes of what they leave for one another.
+pub(crate) fn split_records(n: usize, kv_heads: usize, splits: usize) -> usize {
+    if splits > 1 { n * kv_heads * splits * SPLIT_VALUES * 4 } else { 0 }
+}
+
+/// The most bytes of any number of rows up to this.
+pub(crate) fn split_records_max(rows: usize, kv_heads: usize) -> usize {
+    let of = |n| split_records(n, kv_heads, splits(n, kv_heads, 0, MULTIPROCESSORS_MAX));
+    (1..=rows).map(of).max().unwrap_or(0)
+}
 
 fn address(vector: Option<&CudaVector>) -> u64 {
     vector.map_or(0, |vector| vector.memory.at(0))

@@ -103,6 +103,8 @@ macro_rules! kernels {
         /// Every kernel, by its name in `kernels/`.
         pub(crate) struct Kernels {
             modules: Vec<CUmodule>,
+            /// Files of which the cache had the kernels.
+            cached: usize,
             $(pub(crate) $name: Kernel,)*
             /// Products of many rows, by tile: dense ones by format, then the experts' two.
             pub(crate) dense_bf16: Tiled,
@@ -113,7 +115,7 @@ macro_rules! kernels {
         }
 
         impl Kernels {
-            fn find(modules: Vec<CUmodule>) -> Result<Self, BackendError> {
+            fn find(modules: Vec<CUmodule>, cached: usize) -> Result<Self, BackendError> {
                 let find = |name: &str| function(&modules, name);
                 Ok(Self {
                     $($name: find(stringify!($name))?,)*
@@ -123,6 +125,7 @@ macro_rules! kernels {
                     moe_gate_up: Tiled::find(&modules, "mxfp4_moe_gate_up")?,
                     moe_down: Tiled::find(&modules, "mxfp4_moe_down")?,
                     modules,
+                    cached,
                 })
             }
 
@@ -149,6 +152,7 @@ kernels![
     rms_norm,
     add_rows,
     gather_rows,
+    count_experts,
     embed,
     set_words,
     read_once,
@@ -199,14 +203,15 @@ impl Kernels {
             joined.collect()
         });
         device.bind()?;
-        let mut modules = Vec::new();
+        let (mut modules, mut cached) = (Vec::new(), 0);
         for (cubin, source) in cubins.into_iter().zip(SOURCES) {
             let cubin = cubin.map_err(|error| BackendError::Unsupported(error.to_string()))?;
+            cached += usize::from(cubin.cached);
             // SAFETY: the image is a cubin of NVRTC's, or what the cache holds under its hash; the driver checks it.
             let module = unsafe { result::module::load_data(cubin.image.as_ptr().cast::<c_void>()) };
             modules.push(module.map_err(|error| failed(&format!("loading kernels of {}", source.name), error))?);
         }
-        let kernels = Self::find(modules)?;
+        let kernels = Self::find(modules, cached)?;
         kernels.allow_shared_memory(device.shared_bytes_max())?;
         Ok(kernels)
     }
@@ -228,9 +233,9 @@ impl Kernels {
         Ok(())
     }
 
-    /// How many files there are, for the log.
-    pub(crate) fn files(&self) -> usize {
-        self.modules.len()
+    /// How many files were compiled, and how many came from the cache, for the log.
+    pub(crate) fn files(&self) -> (usize, usize) {
+        (self.modules.len() - self.cached, self.cached)
     }
 }
 

@@ -10,6 +10,7 @@ use crate::kernels::{Kernel, TILES, TileKernel, Tiled, WIDE_TILE};
 use crate::kv::CudaKv;
 use crate::launch::{Launch, arguments};
 use crate::matrix::CudaMatrix;
+use crate::work;
 
 /// Rows that a block of `attention_prefill` works on: (row, query head) pairs over query heads of a key head.
 const ATTENTION_ROWS: usize = 128;
@@ -71,7 +72,7 @@ impl CudaBackend {
         let (high, low) = self.narrow(x, n, true, choice.wide, true)?;
         let logits = {
             let mut state = self.state();
-            state.scratch.ensure(&self.device, |s| &mut s.logits, n * weight.rows * 4, "router logits")?
+            state.scratch.ensure(&self.device, |s| &mut s.logits, work::many_logits(n, weight.rows), "router logits")?
         };
         self.multiply(&choice, weight, None, high, n, logits, false)?;
         self.multiply(&choice, weight, None, low, n, logits, true)?;
@@ -98,12 +99,16 @@ impl CudaBackend {
         let (narrow, _) = self.narrow(x, n, false, up.wide, false)?;
         let mut state = self.state();
         let scratch = &mut state.scratch;
-        let inner =
-            scratch.ensure(&self.device, |s| &mut s.inner, pairs * intermediate * 2, "experts' inner activations")?;
-        let results = scratch.ensure(&self.device, |s| &mut s.results, pairs * hidden * 4, "experts' results")?;
-        // Tiles of four numbers; then where experts begin, the pairs by expert, and the number of tiles.
+        let inner = scratch.ensure(
+            &self.device,
+            |s| &mut s.inner,
+            work::inner(pairs, intermediate),
+            "experts' inner activations",
+        )?;
+        let results =
+            scratch.ensure(&self.device, |s| &mut s.results, work::results(pairs, hidden), "experts' results")?;
         let tiles_most = count + pairs.div_ceil(up.rows);
-        let bytes = 16 * tiles_most + 4 * (count + 1 + pairs + 1);
+        let bytes = work::groups(pairs, count, up.rows);
         let tiles = scratch.ensure(&self.device, |s| &mut s.groups, bytes, "rows by expert")?;
         let offsets = tiles + 16 * tiles_most as u64;
         let sorted = offsets + 4 * (count + 1) as u64;
@@ -269,7 +274,7 @@ impl CudaBackend {
         rest: bool,
     ) -> Result<(u64, u64), BackendError> {
         let mut state = self.state();
-        let bytes = n * x.width * 2;
+        let bytes = work::narrow(n, x.width);
         let narrow = state.scratch.ensure(&self.device, |s| &mut s.narrow, bytes, "narrow activations")?;
         let rest = match rest {
             true => state.scratch.ensure(&self.device, |s| &mut s.rest, bytes, "the rest of narrow activations")?,
@@ -291,7 +296,8 @@ impl CudaBackend {
         permuted: bool,
     ) -> Result<u64, BackendError> {
         let mut state = self.state();
-        let narrow = state.scratch.ensure(&self.device, |s| &mut s.narrow, n * x.width * 2, "narrow activations")?;
+        let narrow =
+            state.scratch.ensure(&self.device, |s| &mut s.narrow, work::narrow(n, x.width), "narrow activations")?;
         let shape = Launch { grid: (n, 1, 1), threads: 256, shared: 0 };
         let arguments = arguments![x.row(0), norm.memory.at(0), narrow, x.width, eps, bf16, permuted];
         self.device.launch_after(self.kernels.rms_norm_rows, shape, arguments)?;

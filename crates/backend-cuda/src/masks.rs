@@ -4,8 +4,8 @@ use cudarc::driver::result;
 use tandem_backend::BackendError;
 
 use crate::device::{Device, failed};
-use crate::few::DRAWS_MAX;
 use crate::memory::{DeviceMemory, PinnedMemory};
+use crate::work;
 
 /// The masks of one launch of `draw.cu`, brought to the device together.
 #[derive(Default)]
@@ -13,7 +13,7 @@ pub(crate) struct Masks {
     memory: Option<Memory>,
 }
 
-/// Room for [`DRAWS_MAX`] masks.
+/// Room for the masks of one launch.
 pub(crate) struct Memory {
     pinned: PinnedMemory,
     device: DeviceMemory,
@@ -25,7 +25,7 @@ impl Masks {
     /// Room for masks of so many words; made when a mask is first seen.
     pub(crate) fn room(&mut self, device: &Arc<Device>, words: usize) -> Result<&mut Memory, BackendError> {
         if self.memory.as_ref().is_none_or(|memory| memory.words != words) {
-            let bytes = DRAWS_MAX * words * 4;
+            let bytes = work::masks(32 * words);
             let (pinned, memory) = (PinnedMemory::new(device, bytes)?, DeviceMemory::zeroed(device, bytes, "masks")?);
             return Ok(self.memory.insert(Memory { pinned, device: memory, words }));
         }

@@ -4,6 +4,7 @@ use tandem_backend::BackendError;
 
 use crate::device::{Device, failed};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Bytes of device memory, freed when dropped.
 pub(crate) struct DeviceMemory {
@@ -24,6 +25,7 @@ impl DeviceMemory {
             _ => failed(&format!("allocating {what}"), error),
         })?;
         let memory = Self { device: Arc::clone(device), pointer, bytes };
+        device.allocated().fetch_add(bytes as u64, Ordering::Relaxed);
         // SAFETY: the allocation has `size` bytes.
         unsafe { result::memset_d8_async(pointer, 0, size, device.stream()) }
             .map_err(|error| failed(&format!("clearing {what}"), error))?;
@@ -57,6 +59,7 @@ impl Drop for DeviceMemory {
             // one to go to.
             let _ = unsafe { result::free_sync(self.pointer) };
         }
+        self.device.allocated().fetch_sub(self.bytes as u64, Ordering::Relaxed);
     }
 }
 
@@ -78,6 +81,7 @@ impl PinnedMemory {
             .map_err(|error| failed(&format!("allocating {bytes} bytes of page-locked memory"), error))?;
         // SAFETY: the allocation has `bytes` bytes.
         unsafe { std::ptr::write_bytes(pointer.cast::<u8>(), 0, bytes) };
+        device.allocated().fetch_add(bytes as u64, Ordering::Relaxed);
         Ok(Self { device: Arc::clone(device), pointer: pointer.cast(), bytes })
     }
 
@@ -104,5 +108,6 @@ impl Drop for PinnedMemory {
             // SAFETY: allocated by `new`, freed once.
             let _ = unsafe { result::free_host(self.pointer.cast()) };
         }
+        self.device.allocated().fetch_sub(self.bytes as u64, Ordering::Relaxed);
     }
 }

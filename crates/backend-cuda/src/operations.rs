@@ -4,8 +4,8 @@ use std::ffi::c_void;
 
 use cudarc::driver::result;
 use tandem_backend::{
-    AttentionContext, Backend, BackendError, Batch, DenseFormat, Draw, ExchangeMemory, ExpertsShape, ExpertsSource,
-    KvShape, Rope, RowSource, StepLimits,
+    AttentionContext, Backend, BackendError, Batch, DenseFormat, Draw, ExchangeMemory, ExpertCount, ExpertsShape,
+    ExpertsSource, KvShape, Rope, RowSource, StepLimits,
 };
 
 use crate::backend::CudaBackend;
@@ -13,13 +13,12 @@ use crate::buffer::{CudaBuffer, CudaRouting, CudaVector};
 use crate::device::failed;
 use crate::exchange::Joined;
 use crate::experts::{CudaExperts, Loader};
-use crate::few::{DRAWS_MAX, GATHER_MAX, Linear, RowList, THREADS, check_rows};
+use crate::few::{DRAWS_MAX, GATHER_MAX, Linear, RowList, THREADS, TOKENS, check_rows};
 use crate::graph::{Graphs, RECORDED_ROWS_MAX};
 use crate::kv::CudaKv;
 use crate::launch::{Argument, Launch, arguments};
 use crate::matrix::CudaMatrix;
 use crate::memory::DeviceMemory;
-use crate::rows::StepShape;
 
 impl Backend for CudaBackend {
     type Buffer = CudaBuffer;
@@ -101,11 +100,10 @@ impl Backend for CudaBackend {
     }
 
     fn reserve(&self, limits: StepLimits) -> Result<(), BackendError> {
-        let StepLimits { rows, sequences, blocks } = limits;
         let mut state = self.state();
         // Reading weights is over.
         state.staging = None;
-        state.reserve(&self.device, StepShape { rows, sequences, blocks })
+        state.reserve_all(&self.device, &limits)
     }
 
     fn begin(&self, batch: &Batch<'_>) -> Result<(), BackendError> {
@@ -127,9 +125,25 @@ impl Backend for CudaBackend {
         if std::mem::take(&mut self.state().scratch.moved) {
             graphs.clear();
         }
-        let ran = graphs.run(rows, run);
+        // Steps that count have a kernel more in every layer.
+        let counting = self.state().tally.on;
+        let ran = graphs.run(if counting { COUNTING + rows } else { rows }, run);
         self.state().graphs = graphs;
         ran
+    }
+
+    fn worth_recording(&self) -> Vec<usize> {
+        if self.eager { Vec::new() } else { (1..=TOKENS).chain([16, 32, RECORDED_ROWS_MAX]).collect() }
+    }
+
+    fn count_experts(&self, on: bool) -> Result<(), BackendError> {
+        let mut state = self.state();
+        state.tally.on = on;
+        state.tally.take(&self.device).map(drop)
+    }
+
+    fn experts_counted(&self) -> Result<ExpertCount, BackendError> {
+        self.state().tally.take(&self.device)
     }
 
     fn copy_blocks(&self, kv: &mut CudaKv, pairs: &[(u32, u32)]) -> Result<(), BackendError> {
@@ -342,6 +356,9 @@ impl Backend for CudaBackend {
         self.moe_rows(x, n, routing, experts, into, true)
     }
 }
+
+/// Added to the number of rows under which a step that counts experts is recorded.
+const COUNTING: usize = RECORDED_ROWS_MAX;
 
 fn check_part(buffer: &CudaBuffer, first: usize, values: usize) -> Result<(), BackendError> {
     if first * buffer.width + values <= buffer.rows * buffer.width {

@@ -45,10 +45,21 @@ impl StepShape {
         3 * self.rows + 2 * self.sequences * self.blocks + 2 * self.sequences + 1
     }
 
+    /// What all that takes.
+    pub(crate) fn bytes(&self) -> RowBytes {
+        RowBytes { device: (4 + CHANGE_BYTES) * self.words(), pinned: CHANGE_BYTES * self.words() }
+    }
+
     /// Where the sequences' first rows begin.
     fn first_rows(&self) -> usize {
         3 * self.rows + 2 * self.sequences * self.blocks
     }
+}
+
+/// Bytes of a step's rows.
+pub(crate) struct RowBytes {
+    pub(crate) device: usize,
+    pub(crate) pinned: usize,
 }
 
 /// Bytes of a change.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 mod batch;
 pub mod conformance;
+mod count;
 pub mod cpu;
 mod error;
 mod exchange;
@@ -14,6 +15,7 @@ mod formats;
 mod source;
 
 pub use batch::{Batch, Sequence};
+pub use count::ExpertCount;
 pub use error::BackendError;
 pub use exchange::{ExchangeMemory, PeerMemory};
 pub use formats::{DenseFormat, KvFormat, Precision};
@@ -80,6 +82,29 @@ pub struct StepLimits {
     pub sequences: usize,
     /// Entries of a sequence's block table.
     pub blocks: usize,
+    /// Shape of the model, or of the shard that is held.
+    pub widths: Widths,
+}
+
+/// Sizes of a model, or of the shard that is held, that working memory depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Widths {
+    /// Residual stream.
+    pub hidden: usize,
+    /// All query heads together.
+    pub attended: usize,
+    /// Units of an expert.
+    pub intermediate: usize,
+    /// Experts that the router chooses among.
+    pub experts: usize,
+    /// Experts chosen per row.
+    pub top_k: usize,
+    /// Key heads.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Logits.
+    pub vocab: usize,
 }
 
 /// How a token is chosen from a row of logits, where nothing but a temperature and a mask have a say.
@@ -164,7 +189,7 @@ pub trait Backend: Send {
 
     // ---- steps ----
 
-    /// Everything is loaded: makes room for steps within these limits, so that no step allocates.
+    /// Everything is loaded: makes room for steps within these limits, so that no step allocates. Larger ones fail from then on.
     fn reserve(&self, _limits: StepLimits) -> Result<(), BackendError> {
         Ok(())
     }
@@ -181,6 +206,22 @@ pub trait Backend: Send {
         run: &mut dyn FnMut() -> Result<(), E>,
     ) -> Result<(), E> {
         run()
+    }
+
+    /// Numbers of single rows whose steps are best run twice before the first request, as a device may record them then. With
+    /// other numbers that happens on first use.
+    fn worth_recording(&self) -> Vec<usize> {
+        Vec::new()
+    }
+
+    /// From now on counts how many different experts each [`Backend::moe`] of a step of single rows chose from, or no longer.
+    /// Costs time: for measuring. A device that cannot count refuses.
+    fn count_experts(&self, _on: bool) -> Result<(), BackendError> {
+        Err(BackendError::Unsupported("this device does not count experts".into()))
+    }
+    /// What was counted since the last call.
+    fn experts_counted(&self) -> Result<ExpertCount, BackendError> {
+        Ok(ExpertCount::default())
     }
 
     // ---- operations ----

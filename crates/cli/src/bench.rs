@@ -11,7 +11,8 @@ use tandem_grammar::{Content, Rules};
 use tandem_step::{Constraint, Sampling};
 
 use crate::load::{self, Loaded};
-use crate::settings::BenchArgs;
+use crate::roofline::{self, Card, Figure, Subject};
+use crate::settings::{BenchArgs, PredictedCard};
 
 /// Longest wait for the next token of any stream.
 const TOKEN_TIMEOUT: Duration = Duration::from_secs(600);
@@ -20,6 +21,9 @@ const PROBE_BYTES: usize = 2 << 30;
 
 /// Loads, warms up, measures and prints.
 pub fn run(args: &BenchArgs) -> Result<()> {
+    if let Some(card) = args.predict {
+        return predict(args, card);
+    }
     let mut args = args.clone();
     let needed = args.prompt_tokens + args.output_tokens;
     args.model.context.get_or_insert(needed);
@@ -45,14 +49,95 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             constrained.extend(beside);
         }
     }
-    let report = Report::new(&args, &loaded, bandwidth, &runs, &constrained);
+    let experts = (args.streams > 1).then(|| experts_read(&loaded, &args)).transpose()?;
+    let device = loaded.nodes.first().map_or("", |node| &node.device);
+    let comparison = args.compare_model.then(|| load::card(&args.model, device, bandwidth)).transpose()?;
+    let subject = Subject::new(&loaded.config, load::formats(&args.model)?, 1)?;
+    let mut report = Report::new(&args, &loaded, bandwidth, &runs, &constrained);
+    report.experts = experts.map(|mean| {
+        let load = decode_load(&args, Some(mean));
+        let bytes = subject.decode_bytes(load);
+        Experts {
+            read_by_a_layer: mean,
+            of: loaded.config.experts,
+            step_bytes: bytes,
+            roof_tokens_per_s: f64::from(args.streams) * bandwidth / bytes,
+        }
+    });
+    report.compared = comparison.as_ref().map(|card| report.figures(&args, &subject, card));
     loaded.engine.shutdown(Duration::from_secs(5));
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         report.print();
+        if let (Some(card), Some(figures)) = (&comparison, &report.compared) {
+            roofline::print_figures(card, figures);
+            print_steps(&args, &subject, card, experts);
+        }
     }
     Ok(())
+}
+
+/// Different experts that a layer of a decode step reads on the average, in a run of its own: counting takes time.
+fn experts_read(loaded: &Loaded, args: &BenchArgs) -> Result<f64> {
+    loaded.experts_read.start();
+    let beside = 2 * (args.warm_up + args.runs);
+    let run = Run::measure(&loaded.engine, args, beside, None);
+    loaded.experts_read.stop();
+    run?;
+    loaded.experts_read.mean().context("no decode step was counted")
+}
+
+/// Prints what the model of a card makes of this bench, without running it.
+fn predict(args: &BenchArgs, card: PredictedCard) -> Result<()> {
+    let card = match card {
+        PredictedCard::Gb10 => Card::gb10(),
+        PredictedCard::TwoGb10 => Card::two_gb10(),
+        PredictedCard::H100 => Card::h100(),
+        PredictedCard::H200 => Card::h200(),
+    };
+    let source = load::Source::open(&args.model)?;
+    let subject = Subject::new(source.store.config(), load::formats(&args.model)?, card.nodes)?;
+    println!(
+        "{}: {} stream(s), {} prompt tokens, {} generated",
+        source.name, args.streams, args.prompt_tokens, args.output_tokens
+    );
+    roofline::print_figures(&card, &predicted(args, &subject, &card, None));
+    print_steps(args, &subject, &card, None);
+    Ok(())
+}
+
+/// The decode step in the middle of a run.
+fn decode_load(args: &BenchArgs, experts: Option<f64>) -> roofline::Load {
+    let depth = f64::from(args.prompt_tokens) + f64::from(args.output_tokens) / 2.0;
+    Subject::decode(args.streams, depth, experts)
+}
+
+/// What the model of a card predicts, nothing measured.
+fn predicted(args: &BenchArgs, subject: &Subject<'_>, card: &Card, experts: Option<f64>) -> Vec<Figure> {
+    let figure = |name, predicted| Figure { name, measured: None, predicted };
+    let decode = subject.decode_rate(card, decode_load(args, experts));
+    let prefill = subject.prefill_seconds(card, args.prompt_tokens, chunk(args, card), args.streams);
+    let prompts = f64::from(args.prompt_tokens * args.streams);
+    vec![
+        figure("memory reads, GB/s", Some(card.read / 1e9)),
+        figure("prefill, tokens/s", prefill.map(|seconds| prompts / seconds)),
+        figure("all first tokens, ms", prefill.map(|seconds| seconds * 1e3)),
+        figure("decode, tokens/s", decode),
+        figure("between tokens, ms", decode.map(|rate| f64::from(args.streams) / rate * 1e3)),
+    ]
+}
+
+fn chunk(args: &BenchArgs, card: &Card) -> u32 {
+    load::prefill_chunk(&args.model, card.gpu)
+}
+
+fn print_steps(args: &BenchArgs, subject: &Subject<'_>, card: &Card, experts: Option<f64>) {
+    let decode = subject.step(decode_load(args, experts));
+    roofline::print_prediction("predicted: a decode step", card, &decode);
+    let chunk = Subject::chunk(args.prompt_tokens, chunk(args, card));
+    let what = format!("a step of {} prompt tokens", chunk.rows);
+    roofline::print_prediction(&what, card, &subject.step(chunk));
 }
 
 /// What one run took. All streams start together.
@@ -191,6 +276,23 @@ struct Report {
     /// Weight bytes over decode time, one stream only: with several, how many experts a step reads depends on them.
     achieved_bytes_per_s: Option<f64>,
     share_of_machine: Option<f64>,
+    /// Several streams only.
+    experts: Option<Experts>,
+    /// Beside the model of the card, where that was asked for.
+    compared: Option<Vec<Figure>>,
+}
+
+/// What several streams read together, from the routing of a run like those measured.
+#[derive(Debug, Serialize)]
+struct Experts {
+    /// Different experts that a layer of a decode step reads, on the average.
+    read_by_a_layer: f64,
+    /// Experts that a layer has.
+    of: usize,
+    /// Bytes that such a step reads, keys and values included.
+    step_bytes: f64,
+    /// Tokens per second, all streams, if nothing but reading these bytes took time.
+    roof_tokens_per_s: f64,
 }
 
 impl Report {
@@ -221,7 +323,23 @@ impl Report {
             machine_bytes_per_s,
             achieved_bytes_per_s: achieved,
             share_of_machine: achieved.map(|bytes| bytes / machine_bytes_per_s),
+            experts: None,
+            compared: None,
         }
+    }
+
+    /// What was measured beside what the model of the card predicts.
+    fn figures(&self, args: &BenchArgs, subject: &Subject<'_>, card: &Card) -> Vec<Figure> {
+        let measured = [
+            self.machine_bytes_per_s / 1e9,
+            self.prefill_tokens_per_s.median,
+            f64::from(self.prompt_tokens * self.streams) / self.prefill_tokens_per_s.median * 1e3,
+            self.decode_tokens_per_s.median,
+            self.between_tokens_s.median * 1e3,
+        ];
+        let experts = self.experts.as_ref().map(|experts| experts.read_by_a_layer);
+        let predicted = predicted(args, subject, card, experts).into_iter().zip(measured);
+        predicted.map(|(figure, measured)| Figure { measured: Some(measured), ..figure }).collect()
     }
 
     fn print(&self) {
@@ -248,6 +366,16 @@ impl Report {
         println!("this machine reads          {:>9.2} GB/s", self.machine_bytes_per_s / 1e9);
         if let (Some(achieved), Some(share)) = (self.achieved_bytes_per_s, self.share_of_machine) {
             println!("decode reads                {:>9.2} GB/s, {:.0} % of it", achieved / 1e9, share * 100.0);
+        }
+        if let Some(experts) = &self.experts {
+            let share = self.decode_tokens_per_s.median / experts.roof_tokens_per_s;
+            println!("experts a layer reads       {:>9.2} of {}", experts.read_by_a_layer, experts.of);
+            println!("a decode step reads         {:>9.3} GB", experts.step_bytes / 1e9);
+            println!(
+                "so the roof is              {:>9.1} tokens/s, decode has {:.0} % of it",
+                experts.roof_tokens_per_s,
+                share * 100.0
+            );
         }
     }
 }

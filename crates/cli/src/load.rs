@@ -2,6 +2,7 @@
 
 use std::io::{IsTerminal, Write};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -11,17 +12,22 @@ use tandem_backend::{Backend, DenseFormat, KvFormat, Precision};
 use tandem_backend_cuda::{self as cuda, CudaBackend, CudaOptions, Device as Gpu};
 use tandem_engine::{Engine, EngineSettings};
 use tandem_grammar::Masks;
+use tandem_harmony::Tokenizer;
 use tandem_model::inspect::Report;
 use tandem_model::memory::{
-    BytesPerToken, Computing, MemoryPlan, MemoryRequest, MemoryTable, available_memory, bytes_per_token, plan_memory,
+    BytesPerToken, Computing, MemoryPlan, MemoryRequest, MemoryTable, available_memory, bytes_per_token, human,
+    plan_memory,
 };
+use tandem_model::selftest::Reference;
 use tandem_model::{
-    Checkpoint, Counted, Formats, LocalWorker, Model, Runner, Shard, ShardPlan, Synthetic, SyntheticKind, WeightStore,
+    Checkpoint, Config, Counted, ExpertTally, Formats, LocalWorker, Model, Runner, Shard, ShardPlan, Synthetic,
+    SyntheticKind, WeightStore,
 };
 use tandem_step::Capacity;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::demo;
+use crate::roofline::Card;
 use crate::settings::{Dense, Device, Kv, ModelArgs, SyntheticShape};
 
 /// Positions of a KV block.
@@ -55,6 +61,10 @@ pub struct Loaded {
     pub memory: MemoryTable,
     /// Weight bytes that one decoded token reads.
     pub weight_bytes_per_token: u64,
+    /// The model's shape.
+    pub config: Config,
+    /// Counts the experts that steps read, when it is told to.
+    pub experts_read: Arc<ExpertTally>,
     /// Parameters, active or not.
     pub parameters: u64,
     /// Bytes of the tensors as shipped.
@@ -71,6 +81,41 @@ pub struct Node {
     pub device: String,
 }
 
+/// How long the parts of loading took.
+struct Parts {
+    since: Instant,
+    parts: Vec<(&'static str, Duration)>,
+}
+
+impl Parts {
+    fn new() -> Self {
+        Self { since: Instant::now(), parts: Vec::new() }
+    }
+
+    /// A part is through; the next one begins.
+    fn end(&mut self, part: &'static str) {
+        self.parts.push((part, self.since.elapsed()));
+        self.since = Instant::now();
+    }
+
+    /// Two parts are through, of which the second took so long.
+    fn end_with(&mut self, first: &'static str, second: &'static str, took: Duration) {
+        self.end(first);
+        if let Some((_, both)) = self.parts.last_mut() {
+            *both = both.saturating_sub(took);
+        }
+        self.parts.push((second, took));
+    }
+}
+
+impl std::fmt::Display for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let parts: Vec<String> =
+            self.parts.iter().map(|(part, took)| format!("{part} {:.2}", took.as_secs_f64())).collect();
+        f.write_str(&parts.join(", "))
+    }
+}
+
 /// Where loading shows how far it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
@@ -84,6 +129,19 @@ impl Progress {
     /// The terminal where there is one.
     pub fn from_terminal() -> Self {
         if std::io::stderr().is_terminal() { Self::Terminal } else { Self::Log }
+    }
+
+    /// Says how far something is; the last time, on a terminal, its line is cleared.
+    fn show(self, line: &str, last: bool) {
+        match self {
+            Self::Log => info!("{line}"),
+            Self::Terminal if last => eprint!("\r\x1b[K"),
+            Self::Terminal => {
+                eprint!("\r{line}\x1b[K");
+                // A terminal that cannot be written to is no reason to stop loading.
+                let _ = std::io::stderr().flush();
+            }
+        }
     }
 }
 
@@ -104,15 +162,27 @@ pub fn load(args: &ModelArgs, progress: Progress) -> Result<Loaded> {
     let formats = Formats { dense: numbers.dense, kv: numbers.kv };
     // The first request should not pay for reading the vocabulary.
     let tokenizer = std::thread::spawn(tandem_grammar::warm_up);
-    let loading = Loading { store: source.store.as_ref(), progress, formats, capacity: plan.capacity };
+    let experts_read = Arc::new(ExpertTally::default());
+    let tally = Arc::clone(&experts_read);
+    let reference = source.reference(formats);
+    let mut parts = Parts::new();
+    let loading =
+        Loading { store: source.store.as_ref(), progress, formats, capacity: plan.capacity, tally, reference };
     let (worker, device) = match place {
-        Place::Cpu => loading.start(CpuBackend::new(cpu_options(args, numbers.precision)?)?)?,
-        Place::Cuda => loading.start(CudaBackend::new(cuda_options(args))?)?,
+        Place::Cpu => loading.start(CpuBackend::new(cpu_options(args, numbers.precision)?)?, &mut parts)?,
+        Place::Cuda => {
+            let backend = CudaBackend::new(cuda_options(args))?;
+            parts.end("kernels");
+            let allocated = Arc::clone(backend.device().allocated());
+            let started = loading.start(backend, &mut parts)?;
+            info!("device memory: {} allocated", human(allocated.load(Ordering::Relaxed)));
+            started
+        }
     };
     if tokenizer.join().is_err() {
         bail!("reading the tokenizer's vocabulary failed");
     }
-    info!("loaded in {:.1} s", started.elapsed().as_secs_f64());
+    info!("loaded in {:.1} s: {parts}", started.elapsed().as_secs_f64());
     let engine = Engine::start(Box::new(worker), plan.capacity, engine_settings(args, place))?;
     Ok(Loaded {
         engine,
@@ -125,6 +195,8 @@ pub fn load(args: &ModelArgs, progress: Progress) -> Result<Loaded> {
         formats: numbers.to_string(),
         memory: plan.table,
         weight_bytes_per_token: reads.total(),
+        config: config.clone(),
+        experts_read,
         notice: source.notice,
     })
 }
@@ -158,7 +230,7 @@ pub fn memory_request_of(args: &ModelArgs, shard: ShardPlan, budget_bytes: u64) 
         dense: numbers.dense,
         kv: numbers.kv,
         computing: match (place, numbers.precision) {
-            (Place::Cuda, _) => Computing::Cuda,
+            (Place::Cuda, _) => Computing::Cuda(cuda::working_bytes),
             (Place::Cpu, Precision::Exact) => Computing::CpuExact,
             (Place::Cpu, Precision::Fast) => Computing::CpuFast,
         },
@@ -179,6 +251,28 @@ pub fn read_bandwidth(args: &ModelArgs, bytes: usize) -> Result<f64> {
     })
 }
 
+/// The formats of attention and lm_head, and of keys and values.
+pub fn formats(args: &ModelArgs) -> Result<Formats> {
+    let numbers = Numbers::of(args)?;
+    Ok(Formats { dense: numbers.dense, kv: numbers.kv })
+}
+
+/// Most prompt tokens of a step on this device; on a GPU where `on_gpu` says so.
+pub fn prefill_chunk(args: &ModelArgs, on_gpu: bool) -> u32 {
+    if on_gpu { Place::Cuda } else { Place::Cpu }.prefill_chunk(args)
+}
+
+/// What there is to know of the machine that `device` names, which reads so many bytes per second.
+pub fn card(args: &ModelArgs, device: &str, bytes_per_s: f64) -> Result<Card> {
+    match Place::choose(args)? {
+        Place::Cuda => Card::of_gpu(device).with_context(|| format!("--compare-model: there is no model of {device}")),
+        Place::Cpu => {
+            let isa = args.isa.as_deref().map(str::parse::<Isa>).transpose()?.unwrap_or_else(Isa::detect);
+            Ok(Card::cpu(isa, threads(args), bytes_per_s))
+        }
+    }
+}
+
 /// Where weights come from, and what the model is called.
 pub struct Source {
     /// The weights.
@@ -187,6 +281,15 @@ pub struct Source {
     pub name: String,
     /// Something whoever talks to the model should know.
     pub notice: Option<&'static str>,
+    origin: Origin,
+}
+
+/// Whose weights they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    Demo,
+    Synthetic(SyntheticKind),
+    Checkpoint,
 }
 
 impl Source {
@@ -199,13 +302,33 @@ impl Source {
                 SyntheticShape::Gpt120b => SyntheticKind::Gpt120b,
             };
             let notice = Some("The weights are random: expect random words.");
-            return Ok(Self { store: Box::new(Synthetic::new(kind)), name: format!("synthetic-{kind}"), notice });
+            return Ok(Self {
+                store: Box::new(Synthetic::new(kind)),
+                name: format!("synthetic-{kind}"),
+                notice,
+                origin: Origin::Synthetic(kind),
+            });
         }
         if let Some(folder) = &args.model {
-            return Ok(Self { store: Box::new(Checkpoint::open(folder)?), name: folder_name(folder), notice: None });
+            return Ok(Self {
+                store: Box::new(Checkpoint::open(folder)?),
+                name: folder_name(folder),
+                notice: None,
+                origin: Origin::Checkpoint,
+            });
         }
         let store = Box::new(Checkpoint::open(&demo::checkpoint()?)?);
-        Ok(Self { store, name: demo::NAME.into(), notice: Some(demo::NOTICE) })
+        Ok(Self { store, name: demo::NAME.into(), notice: Some(demo::NOTICE), origin: Origin::Demo })
+    }
+
+    /// What these weights are known to compute, if anything.
+    fn reference(&self, formats: Formats) -> Option<Reference> {
+        let config = self.store.config();
+        match self.origin {
+            Origin::Demo => Some(Reference::demo(formats)),
+            Origin::Synthetic(kind) => Some(Reference::synthetic(kind, formats)),
+            Origin::Checkpoint => Reference::published(config, |text| Tokenizer::shared().encode(text)),
+        }
     }
 }
 
@@ -399,20 +522,37 @@ struct Loading<'a> {
     progress: Progress,
     formats: Formats,
     capacity: Capacity,
+    tally: Arc<ExpertTally>,
+    /// What the model is known to compute.
+    reference: Option<Reference>,
 }
 
 impl Loading<'_> {
     /// Loads onto `backend` and starts a worker; also says what the device is.
-    fn start<B: Backend + 'static>(self, backend: B) -> Result<(LocalWorker, String)>
+    fn start<B: Backend + 'static>(self, backend: B, parts: &mut Parts) -> Result<(LocalWorker, String)>
     where
         Runner<B>: Send,
     {
         let device = backend.describe();
         info!("device: {device}");
-        let model = with_progress(self.store, self.progress, |store| {
+        let mut model = with_progress(self.store, self.progress, |store| {
             Ok(Model::load(backend, store, self.formats, self.capacity, ShardPlan::UNDIVIDED)?)
         })?;
-        let runner = Runner::new(model).with_masker(Box::new(masks()?));
+        parts.end_with("weights", "working memory", model.allocation_time());
+        model.prepare(|done, total| {
+            // A log needs to know only that it is over.
+            if total > 0 && (done == total || self.progress == Progress::Terminal) {
+                self.progress.show(&format!("recording steps: {done} of {total}"), done == total);
+            }
+        })?;
+        parts.end("recorded steps");
+        let verdict = model.self_test(self.reference.as_ref())?;
+        parts.end("self-test");
+        match verdict.beyond {
+            0 => info!("self-test: {verdict}"),
+            _ => warn!("self-test: {verdict}"),
+        }
+        let runner = Runner::new(model).with_masker(Box::new(masks()?)).with_tally(self.tally);
         Ok((LocalWorker::start(runner).context("starting the worker")?, device))
     }
 }
@@ -429,11 +569,11 @@ fn with_progress<T>(
     load: impl FnOnce(&dyn WeightStore) -> Result<T>,
 ) -> Result<T> {
     let started = Instant::now();
-    let show = |bytes, total| progress.show(&loading_line(bytes, total, started.elapsed()));
+    let show = |bytes, total| progress.show(&loading_line(bytes, total, started.elapsed()), false);
     let interval = if progress == Progress::Terminal { TERMINAL_INTERVAL } else { LOG_INTERVAL };
     let loaded = counted(store, interval, &show, load);
     if progress == Progress::Terminal {
-        eprint!("\r\x1b[K");
+        progress.show("", true);
     }
     loaded
 }
@@ -469,17 +609,4 @@ pub fn counted<T>(
         shown.thread().unpark();
         loaded
     })
-}
-
-impl Progress {
-    fn show(self, line: &str) {
-        match self {
-            Self::Log => info!("{line}"),
-            Self::Terminal => {
-                eprint!("\r{line}\x1b[K");
-                // A terminal that cannot be written to is no reason to stop loading.
-                let _ = std::io::stderr().flush();
-            }
-        }
-    }
 }

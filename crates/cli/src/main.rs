@@ -11,6 +11,7 @@ mod load;
 mod nodes;
 mod rank;
 mod remote;
+mod roofline;
 mod serve;
 mod settings;
 mod top;

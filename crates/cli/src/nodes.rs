@@ -120,6 +120,9 @@ pub fn load(args: &ServeArgs, log: Option<&str>, folder: &Path) -> Result<Loaded
         formats: numbers.to_string(),
         memory: plan.table,
         weight_bytes_per_token: bytes_per_token(&config, numbers.dense, &held).total(),
+        config: config.clone(),
+        // Ranks count none.
+        experts_read: Arc::default(),
         notice: source.notice,
     })
 }

@@ -284,6 +284,12 @@ pub struct BenchArgs {
     /// How the ranks exchange (default: each way that works here).
     #[arg(long, value_enum, requires = "link")]
     pub transport: Option<LinkTransport>,
+    /// Print beside each figure what a model of the card predicts, from bytes, arithmetic and launches.
+    #[arg(long, env = "TANDEM_COMPARE_MODEL", conflicts_with = "constrained")]
+    pub compare_model: bool,
+    /// Load and run nothing: print what the model predicts for this card.
+    #[arg(long, value_enum, value_name = "CARD", env = "TANDEM_PREDICT", conflicts_with_all = ["compare_model", "constrained", "json"])]
+    pub predict: Option<PredictedCard>,
     /// Print JSON instead of a table.
     #[arg(long, env = "TANDEM_JSON")]
     pub json: bool,
@@ -307,6 +313,20 @@ pub enum LinkTransport {
 pub struct LinkPeerArgs {
     /// The transport.
     pub transport: String,
+}
+
+/// Cards that have a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PredictedCard {
+    /// A DGX Spark.
+    Gb10,
+    /// Two of them, sharing every layer.
+    #[value(name = "gb10x2")]
+    TwoGb10,
+    /// An H100.
+    H100,
+    /// An H200.
+    H200,
 }
 
 /// `tandem inspect`.

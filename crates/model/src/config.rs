@@ -140,6 +140,20 @@ impl Config {
         self.q_width() + 2 * self.kv_width()
     }
 
+    /// What a backend's working memory depends on.
+    pub fn widths(&self) -> tandem_backend::Widths {
+        tandem_backend::Widths {
+            hidden: self.hidden,
+            attended: self.q_width(),
+            intermediate: self.intermediate,
+            experts: self.experts,
+            top_k: self.top_k,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+            vocab: self.vocab,
+        }
+    }
+
     /// Rotary embedding as backends want it.
     pub fn rope(&self) -> tandem_backend::Rope {
         self.rope.resolve(self.head_dim)

@@ -5,7 +5,9 @@ mod layer;
 mod load;
 mod unembed;
 
-use tandem_backend::{Backend, BackendError, Batch, DenseFormat, Draw, KvFormat, Rope, StepLimits};
+use std::time::{Duration, Instant};
+
+use tandem_backend::{Backend, BackendError, Batch, DenseFormat, Draw, ExpertCount, KvFormat, Rope, StepLimits};
 use tandem_step::{Capacity, Pool};
 
 use self::layer::{Layer, Pools, Ranks, Scratch};
@@ -80,6 +82,7 @@ pub struct Model<B: Backend> {
     /// One of each for every part.
     pools: Vec<Pools<B>>,
     scratch: Scratch<B>,
+    allocation_time: Duration,
 }
 
 impl<B: Backend> Model<B> {
@@ -122,6 +125,7 @@ impl<B: Backend> Model<B> {
         let layers = (0..config.layers()).map(|index| loader.layer(index)).collect::<Result<Vec<_>, _>>()?;
         let rows = capacity.max_step_tokens as usize;
         let unembedding = loader.unembedding(LOGIT_ROWS.min(rows))?;
+        let loaded = Instant::now();
         let pools = shards.iter().map(|shard| loader.pools(shard, capacity)).collect::<Result<Vec<_>, _>>()?;
         let scratch = Scratch::new(&backend, &config, &shards, rows)?;
         let rope = config.rope();
@@ -129,7 +133,9 @@ impl<B: Backend> Model<B> {
             rows,
             sequences: capacity.max_streams as usize,
             blocks: capacity.context.div_ceil(capacity.block_tokens) as usize,
+            widths: shards[0].widths(&config),
         })?;
+        let allocation_time = loaded.elapsed();
         Ok(Self {
             backend,
             config,
@@ -137,6 +143,7 @@ impl<B: Backend> Model<B> {
             shards: plans,
             exchange: None,
             device_message_bytes: 0,
+            allocation_time,
             rope,
             embedding,
             layers,
@@ -175,6 +182,26 @@ impl<B: Backend> Model<B> {
     /// The device it runs on, for the log.
     pub fn describe(&self) -> String {
         self.backend.describe()
+    }
+
+    /// How long allocating caches and working memory took.
+    pub fn allocation_time(&self) -> Duration {
+        self.allocation_time
+    }
+
+    /// The device.
+    pub(crate) fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// Whether the experts that steps of single rows read are counted from now on.
+    pub fn count_experts(&self, on: bool) -> Result<(), ModelError> {
+        Ok(self.backend.count_experts(on)?)
+    }
+
+    /// What was counted since the last call.
+    pub fn experts_counted(&self) -> Result<ExpertCount, ModelError> {
+        Ok(self.backend.experts_counted()?)
     }
 
     /// Copies KV blocks, `(from, to)`.

@@ -1,5 +1,6 @@
 //! Runs step plans on a [`Model`]: everything a worker remembers from step to step lives here.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use tandem_backend::{Backend, Batch, Draw, Sequence};
@@ -8,8 +9,10 @@ use tandem_step::{
     StepTimings,
 };
 
+use crate::ExpertTally;
 use crate::forward::{Model, ModelError};
 use crate::sampler::{self, History, logprobs, sample};
+use crate::tally::Counting;
 
 /// A request as the worker sees it.
 struct Slot {
@@ -70,18 +73,25 @@ pub struct Runner<B: Backend> {
     masker: Option<Box<dyn Masker>>,
     /// Epoch and step of the last plan.
     last: Option<(u64, u64)>,
+    /// Where somebody measures how many experts are read.
+    counting: Option<Counting>,
 }
 
 impl<B: Backend> Runner<B> {
     /// A runner with all slots free.
     pub fn new(model: Model<B>) -> Self {
         let slots = (0..model.capacity().max_streams).map(|_| None).collect();
-        Self { model, slots, masker: None, last: None }
+        Self { model, slots, masker: None, last: None, counting: None }
     }
 
     /// The same runner, able to run requests with a constraint.
     pub fn with_masker(self, masker: Box<dyn Masker>) -> Self {
         Self { masker: Some(masker), ..self }
+    }
+
+    /// The same runner, which counts for `tally` while that wants it.
+    pub fn with_tally(self, tally: Arc<ExpertTally>) -> Self {
+        Self { counting: Some(Counting::new(tally)), ..self }
     }
 
     /// Sizes of the model's pools.
@@ -93,12 +103,18 @@ impl<B: Backend> Runner<B> {
     pub fn run(&mut self, plan: &StepPlan) -> Result<StepResult, ModelError> {
         let started = Instant::now();
         self.follow(plan)?;
+        if let Some(counting) = &mut self.counting {
+            counting.before(&self.model)?;
+        }
         self.take_and_leave(plan)?;
         self.copy(plan)?;
         let tokens = self.admit_rows(plan)?;
         self.forward(plan, &tokens)?;
         let forwarded = Instant::now();
         let rows = self.choose(plan, &tokens)?;
+        if let Some(counting) = &self.counting {
+            counting.after(&self.model)?;
+        }
         let timings = StepTimings {
             forward_us: (forwarded - started).as_micros() as u64,
             sample_us: forwarded.elapsed().as_micros() as u64,

@@ -14,6 +14,8 @@ use std::ops::Range;
 pub use exchange::{Exchange, ExchangeError};
 pub use store::ShardStore;
 
+use tandem_backend::Widths;
+
 use crate::Config;
 
 /// How experts are divided.
@@ -103,6 +105,17 @@ impl Shard {
     /// Width of its query heads together.
     pub fn q_width(&self, config: &Config) -> usize {
         self.heads.len() * config.head_dim
+    }
+
+    /// What a backend's working memory for it depends on.
+    pub fn widths(&self, config: &Config) -> Widths {
+        Widths {
+            attended: self.q_width(config),
+            intermediate: self.units.len(),
+            kv_heads: self.kv_heads.len(),
+            vocab: self.vocab.len(),
+            ..config.widths()
+        }
     }
 
     /// Width of its q, k and v together.

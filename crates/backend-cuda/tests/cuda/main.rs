@@ -4,6 +4,7 @@ mod conformance;
 mod exchange;
 mod formats;
 mod golden;
+mod memory;
 
 use tandem_backend_cuda::{CudaBackend, CudaOptions, device_count};
 

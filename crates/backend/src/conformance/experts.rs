@@ -1,10 +1,12 @@
 //! Router and experts.
 
+use std::collections::BTreeSet;
+
 use super::{
     Suite, assert_close,
     data::{Random, Rows, multiply, widen},
 };
-use crate::{Backend, DenseFormat, ExpertsShape, ExpertsSource};
+use crate::{Backend, Batch, DenseFormat, ExpertCount, ExpertsShape, ExpertsSource, Sequence};
 
 pub(super) fn run<B: Backend>(suite: &mut Suite<'_, B>) {
     ties(suite);
@@ -23,6 +25,7 @@ pub(super) fn run<B: Backend>(suite: &mut Suite<'_, B>) {
     let x = Random(8).normals(4096 * 32, 1.0);
     Layer::random(4, 32, 32).check(suite, &x, 4096, 2, "moe, 4096 rows");
     shards(suite);
+    counts(suite);
     clamps(suite);
     extreme_scales(suite);
     bad_scale(suite);
@@ -181,6 +184,15 @@ impl Layer {
         out
     }
 
+    /// How many different experts the rows choose.
+    fn distinct(&self, x: &[f64], top_k: usize) -> u64 {
+        let hidden = self.shape.hidden;
+        let (router, bias) = (Rows::bf16(&self.router, hidden).1, Rows::bf16(&self.router_bias, self.shape.experts).1);
+        let chosen = |row: &[f64]| choose(&multiply(row, &router, Some(&bias), hidden), top_k);
+        let all: BTreeSet<usize> = x.chunks(hidden).flat_map(chosen).map(|(expert, _)| expert).collect();
+        all.len() as u64
+    }
+
     fn swiglu(&self, gate: f64, up: f64) -> f64 {
         let limit = f64::from(self.shape.limit);
         let a = gate.min(limit);
@@ -233,6 +245,33 @@ fn shards<B: Backend>(suite: &mut Suite<'_, B>) {
         let want = layer.reference(&widen(&x), 2);
         assert_close(&format!("experts of three shards, {n} rows"), &got, &want, HIDDEN, suite.tolerance.moe);
     }
+}
+
+/// The different experts of steps of single rows are counted where that is asked for, those of prompts never.
+fn counts<B: Backend>(suite: &mut Suite<'_, B>) {
+    let (layer, top_k) = (Layer::random(32, 64, 32), 4);
+    let mut want = ExpertCount::default();
+    suite.backend.count_experts(true).unwrap();
+    for n in [1, 3, 8, 9, 40] {
+        let x = Random(n as u64 + 20).normals(n * 64, 1.0);
+        let buffer = suite.upload(&x, 64);
+        for single in [true, false] {
+            let each = if single { 1 } else { n };
+            let rows = |i| i * each..(i + 1) * each;
+            let sequence = |i| Sequence { rows: rows(i), position: 0, full_blocks: &[], sliding_blocks: &[] };
+            let sequences: Vec<Sequence<'_>> = (0..n / each).map(sequence).collect();
+            suite.backend.begin(&Batch { tokens: &vec![0; n], sequences: &sequences }).unwrap();
+            layer.forward(suite.backend, &buffer, n, top_k);
+            if single || n == 1 {
+                want += ExpertCount { layers: 1, distinct: layer.distinct(&widen(&x), top_k) };
+            }
+        }
+    }
+    assert_eq!(suite.backend.experts_counted().unwrap(), want, "different experts chosen");
+    suite.backend.count_experts(false).unwrap();
+    let x = suite.upload(&[1.0; 64], 64);
+    layer.forward(suite.backend, &x, 1, top_k);
+    assert_eq!(suite.backend.experts_counted().unwrap(), ExpertCount::default(), "counted though nobody asked");
 }
 
 /// Gates far below -7 and above 7, ups beyond both limits.

@@ -21,6 +21,7 @@ mod route;
 mod rows;
 mod simd;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use bandwidth::read_bandwidth;
@@ -40,8 +41,8 @@ use pool::Pool;
 use rows::{F32Rows, F32Scratch, Rows, SplitScratch};
 
 use crate::{
-    AttentionContext, Backend, BackendError, Batch, DenseFormat, ExpertsShape, ExpertsSource, KvShape, Precision, Rope,
-    RowSource,
+    AttentionContext, Backend, BackendError, Batch, DenseFormat, ExpertCount, ExpertsShape, ExpertsSource, KvShape,
+    Precision, Rope, RowSource,
 };
 
 /// How a [`CpuBackend`] computes.
@@ -61,6 +62,10 @@ pub struct CpuBackend {
     isa: Isa,
     precision: Precision,
     scratch: Mutex<Scratch>,
+    /// Whether the step under way has one row of every sequence.
+    single: AtomicBool,
+    /// What [`Backend::count_experts`] asked for; `None`: nothing.
+    counted: Mutex<Option<ExpertCount>>,
 }
 
 /// What lives only within an operation.
@@ -89,7 +94,14 @@ impl CpuBackend {
         let threads = options.threads.unwrap_or(cores).max(1);
         let pool = Pool::new(threads)
             .map_err(|e| BackendError::Unsupported(format!("could not start {threads} compute threads: {e}")))?;
-        Ok(Self { pool, isa, precision: options.precision, scratch: Mutex::default() })
+        Ok(Self {
+            pool,
+            isa,
+            precision: options.precision,
+            scratch: Mutex::default(),
+            single: AtomicBool::new(false),
+            counted: Mutex::default(),
+        })
     }
 
     /// The instruction set in use.
@@ -108,6 +120,10 @@ impl CpuBackend {
 
     fn scratch(&self) -> MutexGuard<'_, Scratch> {
         self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn counted(&self) -> MutexGuard<'_, Option<ExpertCount>> {
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// `out = x · weightᵀ + bias` with one pairing of formats.
@@ -220,6 +236,20 @@ impl Backend for CpuBackend {
             return Err(beyond(buffer, 0, values).into());
         }
         change(&mut buffer.values[..values])
+    }
+
+    fn begin(&self, batch: &Batch<'_>) -> Result<(), BackendError> {
+        self.single.store(batch.sequences.len() == batch.tokens.len(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn count_experts(&self, on: bool) -> Result<(), BackendError> {
+        *self.counted() = on.then(ExpertCount::default);
+        Ok(())
+    }
+
+    fn experts_counted(&self) -> Result<ExpertCount, BackendError> {
+        Ok(self.counted().as_mut().map(std::mem::take).unwrap_or_default())
     }
 
     fn copy_blocks(&self, kv: &mut CpuKv, pairs: &[(u32, u32)]) -> Result<(), BackendError> {
@@ -385,6 +415,9 @@ impl Backend for CpuBackend {
             return Err(BackendError::Shape(format!("a routing of {n} rows over {} experts", shape.total)));
         }
         let plan = ExpertPlan::new(routing, n, shape.first..shape.first + shape.experts);
+        if let Some(counted) = self.counted().as_mut().filter(|_| self.single.load(Ordering::Relaxed)) {
+            *counted += ExpertCount { layers: 1, distinct: plan.distinct() as u64 };
+        }
         let mut scratch = self.scratch();
         let (width, to) = (out.width, Shared::new(&mut out.values));
         if self.exact() {

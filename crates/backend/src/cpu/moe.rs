@@ -57,6 +57,11 @@ impl ExpertPlan {
         Self { active, rows, slots }
     }
 
+    /// Experts that somebody chose.
+    pub(crate) fn distinct(&self) -> usize {
+        self.active.len()
+    }
+
     /// Slots in all.
     pub(crate) fn slots(&self) -> usize {
         self.rows.len()

@@ -3,12 +3,13 @@ use tandem_step::Capacity;
 
 use super::table::{MemoryLine, MemoryTable, human};
 use super::weights::{Counting, WeightBytes, weight_bytes};
+use super::working::{DeviceWork, device_bytes};
 use crate::forward::LOGIT_ROWS;
 use crate::shard::{Shard, ShardError, ShardPlan};
 use crate::{Config, LayerKind};
 
 /// What a model is to be loaded with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub struct MemoryRequest {
     /// Format of attention and lm_head weights.
     pub dense: DenseFormat,
@@ -90,12 +91,15 @@ const PROGRAM_BYTES: u64 = 100_000_000;
 /// Divides the budget: weights, working memory and the sliding layers' pool first, the rest to the full layers' pool.
 pub fn plan_memory(config: &Config, request: &MemoryRequest) -> Result<MemoryPlan, MemoryError> {
     check(config, request)?;
-    let sizes = Sizes::new(config, request, &request.shard.shard(config)?);
+    let shard = request.shard.shard(config)?;
     let max = config.max_context as u32;
+    // Tables of blocks are planned for the longest context first, then for the one that fits.
+    let sizes = Sizes::new(config, request, &shard, request.context.unwrap_or(max));
     let context = match request.context {
         Some(asked) => asked,
         None => sizes.blocks_that_fit().saturating_mul(request.block_tokens).clamp(MIN_CONTEXT.min(max), max),
     };
+    let sizes = Sizes::new(config, request, &shard, context);
     let least = context.div_ceil(request.block_tokens);
     let full_blocks = sizes.blocks_that_fit().min(sizes.blocks_wanted(context)).max(least);
     let table = sizes.table(full_blocks);
@@ -138,14 +142,14 @@ fn check(config: &Config, request: &MemoryRequest) -> Result<(), MemoryError> {
 }
 
 /// Where and how a model is computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub enum Computing {
     /// On the CPU in f32.
     CpuExact,
     /// On the CPU with quantised activations.
     CpuFast,
-    /// On an NVIDIA GPU.
-    Cuda,
+    /// On an NVIDIA GPU, whose backend takes so much for a step.
+    Cuda(DeviceWork),
 }
 
 /// What things cost, and all counts that do not depend on the budget.
@@ -160,7 +164,7 @@ struct Sizes<'a> {
 }
 
 impl<'a> Sizes<'a> {
-    fn new(config: &Config, request: &'a MemoryRequest, shard: &Shard) -> Self {
+    fn new(config: &Config, request: &'a MemoryRequest, shard: &Shard, context: u32) -> Self {
         let step_tokens = request.prefill_chunk.saturating_add(request.max_streams);
         let counting = Counting {
             dense: request.dense,
@@ -172,7 +176,11 @@ impl<'a> Sizes<'a> {
         Self {
             request,
             weights: weight_bytes(config, counting),
-            activations: activation_bytes(config, request, shard, step_tokens),
+            activations: match request.computing {
+                Computing::Cuda(work) => device_bytes(config, request, shard, (step_tokens, context), work),
+                Computing::CpuExact => cpu_bytes(config, shard, step_tokens, false),
+                Computing::CpuFast => cpu_bytes(config, shard, step_tokens, true),
+            },
             full_token_bytes: layer_token * config.layers_of(LayerKind::Full) as u64,
             sliding_token_bytes: layer_token * config.layers_of(LayerKind::Sliding) as u64,
             sliding_blocks: sliding_blocks(config, request),
@@ -243,23 +251,19 @@ fn sliding_blocks(config: &Config, request: &MemoryRequest) -> u32 {
     u32::try_from(blocks).unwrap_or(u32::MAX)
 }
 
-/// Working memory: per token of a step the residual stream, its norm, an update, q, k, v and attention's result in f32, and
+/// Working memory on a CPU: per token of a step the residual stream, its norm, an update, q, k, v and attention's result in f32, and
 /// the chosen experts' inner activations; logits of some rows, on the device and on the host; a chunk's input quantised.
-fn activation_bytes(config: &Config, request: &MemoryRequest, shard: &Shard, step_tokens: u32) -> u64 {
+fn cpu_bytes(config: &Config, shard: &Shard, step_tokens: u32, fast: bool) -> u64 {
     const F32: usize = size_of::<f32>();
     let heads = shard.qkv_width(config) + shard.q_width(config);
     let inner = config.top_k * shard.units.len();
     let widest = config.hidden.max(shard.q_width(config));
     let quantised = |values: usize| values + values / 32 * 2 * F32;
-    let temporary = match request.computing {
-        Computing::CpuExact => inner * F32,
+    let temporary = if fast {
         // Each twice over.
-        Computing::CpuFast => 2 * (quantised(inner) + quantised(config.hidden) + quantised(widest)),
-        // 16-bit activations, and router inputs in two parts; experts' inner activations and results; logits and groups.
-        Computing::Cuda => {
-            let results = config.top_k * config.hidden * F32;
-            2 * (widest + config.hidden + inner) + results + (config.experts + 4 * config.top_k) * F32
-        }
+        2 * (quantised(inner) + quantised(config.hidden) + quantised(widest))
+    } else {
+        inner * F32
     };
     let per_token = (3 * config.hidden + heads + config.experts) * F32 + temporary;
     let logits = LOGIT_ROWS * (2 * config.hidden + logits_per_row(config, shard)) * F32;
@@ -268,7 +272,7 @@ fn activation_bytes(config: &Config, request: &MemoryRequest, shard: &Shard, ste
 
 /// Values kept for a row of logits: this rank's on the device, those of all ranks on the host, and with several ranks
 /// this one's there before they are exchanged.
-fn logits_per_row(config: &Config, shard: &Shard) -> usize {
+pub(super) fn logits_per_row(config: &Config, shard: &Shard) -> usize {
     let (world, most) = (shard.plan.world, shard.vocab_max(config));
     shard.vocab.len() + world * most + if world > 1 { most } else { 0 }
 }

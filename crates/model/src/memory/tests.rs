@@ -1,4 +1,4 @@
-use tandem_backend::{DenseFormat, KvFormat};
+use tandem_backend::{DenseFormat, KvFormat, StepLimits};
 
 use super::weights::{Counting, weight_bytes};
 use super::*;
@@ -139,6 +139,27 @@ fn what_cannot_fit_at_all_is_refused() {
     let error = plan_memory(&Config::gpt_oss_120b(), &request(24)).unwrap_err();
     assert!(matches!(error, MemoryError::DoesNotFit { context: 1024, .. }), "{error}");
     assert!(plan_memory(&Config::gpt_oss_120b(), &MemoryRequest { shard: first_of(2), ..request(40) }).is_ok());
+}
+
+/// What a GPU's backend is asked to reserve is what the plan counted, whatever context came out.
+#[test]
+fn a_gpus_working_memory_is_planned_to_the_byte() {
+    fn work(limits: &StepLimits) -> u64 {
+        (limits.rows * 1000 + limits.sequences * limits.blocks * 24) as u64
+    }
+    let config = Config::gpt_oss_20b();
+    for (budget, context) in [(64, None), (15, None), (24, Some(5000))] {
+        let asked = MemoryRequest { computing: Computing::Cuda(work), context, ..request(budget) };
+        let plan = plan_memory(&config, &asked).unwrap();
+        let (rows, blocks) = (plan.capacity.max_step_tokens as usize, plan.capacity.context.div_ceil(16) as usize);
+        // Residual stream, norm and update; q, k, v; attention's result; four experts and weights; 64 rows of
+        // logits here and on the host; a row of partial sums.
+        let buffers = rows * 4 * (3 * 2880 + 5120 + 4096 + 8) + 64 * 4 * (2 * 2880 + 2 * 201_088) + 4 * 2880;
+        let limits = StepLimits { rows, sequences: 16, blocks, widths: config.widths() };
+        let line = plan.table.lines.iter().find(|line| line.what == "activations").unwrap();
+        assert_eq!(line.bytes, buffers as u64 + work(&limits));
+        assert!(plan.table.total_bytes() <= budget * 1_000_000_000);
+    }
 }
 
 /// Two nodes split five groups of 32 units three to two, and the first has three.

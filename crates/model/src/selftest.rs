@@ -1,0 +1,223 @@
+//! A few tokens through the chosen kernels before anybody is served, against values known to be right where there are any.
+
+mod stored;
+
+use std::fmt;
+
+use tandem_backend::{Backend, Batch, Sequence};
+
+use crate::{Config, Formats, LOGIT_ROWS, Model, ModelError, SyntheticKind};
+
+/// Log-probabilities that a model is known to give.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reference {
+    /// Where they come from, for the log.
+    pub source: &'static str,
+    /// A text.
+    pub tokens: Vec<u32>,
+    /// Log-probabilities of its last tokens, each given all those before it.
+    pub logprobs: Vec<f32>,
+    /// The mean deviation beyond which the model is not served.
+    pub mean_max: f64,
+    /// The deviation of single values that its publisher tolerates, absolute and relative alike; larger ones are told.
+    pub tolerated: Option<f64>,
+}
+
+/// What was seen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Verdict {
+    /// What the values were compared with.
+    source: Option<&'static str>,
+    /// Values.
+    count: usize,
+    /// From stored values, or between the two ways.
+    deviation: Deviation,
+    /// Values beyond the publisher's tolerance.
+    pub beyond: usize,
+}
+
+/// How far values are apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Deviation {
+    mean: f64,
+    worst: f64,
+}
+
+/// Why a model is not served.
+#[derive(Debug, thiserror::Error)]
+pub enum SelfTestError {
+    /// It could not be run.
+    #[error("self-test: {0}")]
+    Model(#[from] ModelError),
+    /// It computes things that are no numbers, or the same for every token.
+    #[error("self-test failed: {0}; the weights or this device's kernels are damaged, refusing to serve")]
+    Degenerate(String),
+    /// It is far from what is known, or from itself.
+    #[error(
+        "self-test failed: log-probabilities are {mean:.2} off {from} on average ({worst:.2} at worst) where {max} is allowed; \
+         the weights or this device's kernels are damaged, refusing to serve"
+    )]
+    Apart {
+        /// What they were compared with.
+        from: String,
+        /// Mean deviation.
+        mean: f64,
+        /// Largest deviation.
+        worst: f64,
+        /// Bound of the mean.
+        max: f64,
+    },
+}
+
+/// Tokens at the end that are computed one by one as well, which takes the kernels for decoding.
+const SINGLE: usize = 4;
+/// A prompt computed whole and token by token may differ by so much on average: other kernels, other rounding.
+const WAYS_MAX: f64 = 0.3;
+/// A text for models of which nothing is known.
+const UNKNOWN_TOKENS: usize = 16;
+
+impl<B: Backend> Model<B> {
+    /// Computes a short text, whole and its end token by token, and compares. Overwrites the first blocks of either pool.
+    pub fn self_test(&mut self, reference: Option<&Reference>) -> Result<Verdict, SelfTestError> {
+        let vocab = self.config().vocab as u32;
+        let mut tokens =
+            reference.map_or_else(|| stored::scattered(UNKNOWN_TOKENS, vocab), |known| known.tokens.clone());
+        tokens.truncate(self.capacity().context as usize);
+        let chunk = self.capacity().max_step_tokens as usize;
+        let whole = self.score(&tokens, 0, chunk)?;
+        let single = self.score(&tokens, tokens.len().saturating_sub(SINGLE + 1), 1)?;
+        let end = &whole[whole.len() - single.len()..];
+        compare("the same text computed whole", &single, end, WAYS_MAX)?;
+        let Some(known) = reference else {
+            let deviation = Deviation::between(&single, end);
+            return Ok(Verdict { source: None, count: whole.len(), deviation, beyond: 0 });
+        };
+        let first = known.tokens.len() - 1 - known.logprobs.len();
+        let scored = whole.get(first..).unwrap_or_default();
+        let deviation = compare(known.source, scored, &known.logprobs, known.mean_max)?;
+        let beyond = known.tolerated.map_or(0, |tolerated| {
+            let far =
+                |(got, want): (&f32, &f32)| f64::from((got - want).abs()) > tolerated * (1.0 + f64::from(want.abs()));
+            scored.iter().zip(&known.logprobs).filter(|pair| far(*pair)).count()
+        });
+        Ok(Verdict { source: Some(known.source), count: scored.len(), deviation, beyond })
+    }
+
+    /// Log-probabilities of the tokens after `first`, from steps of at most `chunk` tokens. What is before `first` must have
+    /// been computed.
+    fn score(&mut self, tokens: &[u32], first: usize, chunk: usize) -> Result<Vec<f32>, SelfTestError> {
+        let block = self.capacity().block_tokens as usize;
+        let table: Vec<u32> = (0..tokens.len().div_ceil(block) as u32).collect();
+        let (mut scored, mut trouble) = (Vec::new(), None);
+        let inputs = &tokens[..tokens.len() - 1];
+        for start in (first..inputs.len()).step_by(chunk.min(LOGIT_ROWS)) {
+            let some = &inputs[start..inputs.len().min(start + chunk.min(LOGIT_ROWS))];
+            let sequence =
+                Sequence { rows: 0..some.len(), position: start as u32, full_blocks: &table, sliding_blocks: &table };
+            self.forward(&Batch { tokens: some, sequences: &[sequence] })?;
+            let rows: Vec<usize> = (0..some.len()).collect();
+            self.logits(&rows, |row, logits| match logprob(logits, tokens[start + row + 1]) {
+                Ok(value) => scored.push(value),
+                Err(what) => trouble = Some(format!("{what} at position {}", start + row)),
+            })?;
+        }
+        trouble.map_or(Ok(scored), |what| Err(SelfTestError::Degenerate(what)))
+    }
+}
+
+/// The log-probability of a token.
+fn logprob(logits: &[f32], token: u32) -> Result<f32, &'static str> {
+    if !logits.iter().all(|logit| logit.is_finite()) {
+        return Err("logits that are not finite");
+    }
+    let (least, most) = logits.iter().fold((f32::MAX, f32::MIN), |(a, b), logit| (a.min(*logit), b.max(*logit)));
+    if least == most {
+        return Err("the same logit for every token");
+    }
+    let sum: f64 = logits.iter().map(|logit| f64::from(logit - most).exp()).sum();
+    Ok((f64::from(logits[token as usize] - most) - sum.ln()) as f32)
+}
+
+fn compare(from: &str, got: &[f32], want: &[f32], max: f64) -> Result<Deviation, SelfTestError> {
+    let deviation = Deviation::between(got, want);
+    if deviation.mean <= max {
+        return Ok(deviation);
+    }
+    let Deviation { mean, worst } = deviation;
+    Err(SelfTestError::Apart { from: from.into(), mean, worst, max })
+}
+
+impl Deviation {
+    fn between(got: &[f32], want: &[f32]) -> Self {
+        let far: Vec<f64> = got.iter().zip(want).map(|(got, want)| f64::from((got - want).abs())).collect();
+        let mean = far.iter().sum::<f64>() / far.len().max(1) as f64;
+        Self { mean, worst: far.into_iter().fold(0.0, f64::max) }
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { source, count, deviation: Deviation { mean, worst }, beyond } = self;
+        match source {
+            Some(source) => {
+                write!(f, "{count} log-probabilities are {mean:.3} off {source} on average, {worst:.3} at worst")?
+            }
+            None => write!(
+                f,
+                "{count} log-probabilities are finite, and whole or token by token differ by {mean:.3} on average; no values are \
+                 known for these weights"
+            )?,
+        }
+        if *beyond > 0 {
+            write!(f, "; {beyond} are beyond what its publisher tolerates: are these weights fine-tuned, or damaged?")?;
+        }
+        Ok(())
+    }
+}
+
+impl Reference {
+    /// Of synthetic weights, loaded in these formats.
+    pub fn synthetic(kind: SyntheticKind, formats: Formats) -> Self {
+        let (logprobs, mean_max) = match kind {
+            SyntheticKind::Tiny => (&stored::TINY, stored::small_max(formats)),
+            SyntheticKind::Gpt20b => (&stored::SYNTHETIC_20B, stored::large_max(formats)),
+            SyntheticKind::Gpt120b => (&stored::SYNTHETIC_120B, stored::large_max(formats)),
+        };
+        let tokens = stored::scattered(stored::TOKENS, kind.config().vocab as u32);
+        Self::stored(tokens, logprobs, mean_max)
+    }
+
+    /// Of the demonstration model, likewise.
+    pub fn demo(formats: Formats) -> Self {
+        Self::stored(stored::DEMO_TOKENS.to_vec(), &stored::DEMO, stored::small_max(formats))
+    }
+
+    fn stored(tokens: Vec<u32>, logprobs: &[f32], mean_max: f64) -> Self {
+        let source = "the values stored for it";
+        Self { source, tokens, logprobs: logprobs.to_vec(), mean_max, tolerated: None }
+    }
+
+    /// Of weights with the shape of gpt-oss-20b or -120b, as OpenAI published them; `encode` makes tokens of a text. The shape may
+    /// be that of fine-tuned weights, which only must not be far off.
+    pub fn published(config: &Config, encode: impl Fn(&str) -> Vec<u32>) -> Option<Self> {
+        let (text, logprobs) = if same_shape(config, &Config::gpt_oss_20b()) {
+            (stored::PUBLISHED_20B_TEXT, &stored::PUBLISHED_20B)
+        } else if same_shape(config, &Config::gpt_oss_120b()) {
+            (stored::PUBLISHED_120B_TEXT, &stored::PUBLISHED_120B)
+        } else {
+            return None;
+        };
+        Some(Self {
+            source: "the values published for it",
+            tokens: encode(text),
+            logprobs: logprobs.to_vec(),
+            mean_max: stored::PUBLISHED_MEAN_MAX,
+            tolerated: Some(stored::PUBLISHED_TOLERANCE),
+        })
+    }
+}
+
+/// Whether two configurations differ in nothing but the tokens that end a reply.
+fn same_shape(one: &Config, other: &Config) -> bool {
+    Config { eos: Vec::new(), pad: None, ..one.clone() } == Config { eos: Vec::new(), pad: None, ..other.clone() }
+}
