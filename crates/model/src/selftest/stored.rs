@@ -16,11 +16,15 @@ pub(super) fn small_max(formats: Formats) -> f64 {
     dense + fp8_allowance(formats)
 }
 
-/// The same of random weights of the real shapes, where routers that change their minds add up: sound 8-bit weights of 20b show
-/// 0.21 to 0.25, noise would show 2.3. In MXFP4 they show up to 1.9, so that only what is worse than noise is refused.
+/// The same of random weights of the real shapes, where routers that change their minds add up: sound 8-bit weights show 0.2
+/// (20b) to 0.8 (120b) and FP8 keys and values make 1.5 of that; noise would show 2.3. In MXFP4 they show up to 1.9, so that
+/// only what is worse than noise is refused.
 pub(super) fn large_max(formats: Formats) -> f64 {
-    let dense = if formats.dense == DenseFormat::Mxfp4 { 3.0 } else { 1.0 };
-    dense + fp8_allowance(formats)
+    match (formats.dense, formats.kv) {
+        (DenseFormat::Mxfp4, _) => 3.0,
+        (_, KvFormat::Fp8) => 2.1,
+        _ => 1.4,
+    }
 }
 
 /// What such weights may show between a text computed whole and token by token: on a GPU, whose kernels for these round at
