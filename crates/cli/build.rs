@@ -26,7 +26,7 @@ fn main() -> io::Result<()> {
         hash.update(&bytes);
     }
     let digits: String = hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect();
-    println!("cargo:rustc-env=TANDEM_BUILD={}-{digits}", env!("CARGO_PKG_VERSION"));
+    println!("cargo:rustc-env=BUILD_OF_TANDEM={}-{digits}", env!("CARGO_PKG_VERSION"));
     Ok(())
 }
 

@@ -13,7 +13,7 @@ use crate::rank::{ModelRank, rdma_trouble};
 use crate::settings::{Dense, Kv, ModelArgs, WorkerArgs};
 
 /// Hash of the sources of this program.
-pub const BUILD: &str = env!("TANDEM_BUILD");
+pub const BUILD: &str = env!("BUILD_OF_TANDEM");
 
 /// Works until the coordinator or a signal ends it. A worker of another machine dials again when the connection is lost.
 pub fn run(args: &WorkerArgs) -> Result<()> {
