@@ -1,47 +1,45 @@
 //! From what was typed to an engine with a loaded model.
 
-use std::io::{IsTerminal, Write};
-use std::path::Path;
+mod numbers;
+mod parts;
+mod place;
+mod progress;
+mod source;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use tandem_backend::cpu::{CpuBackend, CpuOptions, Isa, read_bandwidth as cpu_read_bandwidth};
-use tandem_backend::{Backend, DenseFormat, KvFormat, Precision};
-use tandem_backend_cuda::{self as cuda, CudaBackend, CudaOptions, Device as Gpu};
+use tandem_backend::cpu::{CpuBackend, Isa, read_bandwidth as cpu_read_bandwidth};
+use tandem_backend::{Backend, Precision};
+use tandem_backend_cuda::{self as cuda, CudaBackend};
 use tandem_engine::{Engine, EngineSettings};
 use tandem_grammar::Masks;
-use tandem_harmony::Tokenizer;
 use tandem_model::inspect::Report;
 use tandem_model::memory::{
-    BytesPerToken, Computing, MemoryPlan, MemoryRequest, MemoryTable, available_memory, bytes_per_token, human,
-    plan_memory,
+    BytesPerToken, Computing, MemoryPlan, MemoryRequest, MemoryTable, bytes_per_token, human, plan_memory,
 };
 use tandem_model::selftest::Reference;
-use tandem_model::{
-    Checkpoint, Config, Counted, ExpertTally, Formats, LocalWorker, Model, Runner, Shard, ShardPlan, Synthetic,
-    SyntheticKind, WeightStore,
-};
+use tandem_model::{Config, ExpertTally, Formats, LocalWorker, Model, Runner, Shard, ShardPlan, WeightStore};
 use tandem_step::Capacity;
 use tracing::{info, warn};
 
-use crate::demo;
+pub use self::numbers::Numbers;
+use self::parts::Parts;
+pub use self::place::{Place, budget, cpu_options, cuda_options, threads};
+use self::progress::with_progress;
+pub use self::progress::{Progress, counted};
+pub use self::source::Source;
 use crate::roofline::Card;
-use crate::settings::{Dense, Device, Kv, ModelArgs, SyntheticShape};
+use crate::settings::ModelArgs;
 
 /// Positions of a KV block.
 const BLOCK_TOKENS: u32 = 16;
-/// Unless told otherwise, this share of the available memory is left to everything else, but not more than the bound.
-const SPARE_SHARE: u64 = 10;
-const SPARE_BYTES_MAX: u64 = 8 << 30;
 /// How long a step may take: a prefill chunk of the largest model on a slow CPU takes minutes.
 const STEP_TIMEOUT: Duration = Duration::from_secs(900);
 /// Threads that compute grammar masks. A mask takes a fraction of a step, so few serve many streams.
 const MASK_THREADS: usize = 2;
-/// How often loading tells how far it is, on a terminal and in a log.
-const TERMINAL_INTERVAL: Duration = Duration::from_millis(200);
-const LOG_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A loaded model behind its engine, and what there is to say about it.
 pub struct Loaded {
@@ -81,70 +79,6 @@ pub struct Node {
     pub device: String,
 }
 
-/// How long the parts of loading took.
-struct Parts {
-    since: Instant,
-    parts: Vec<(&'static str, Duration)>,
-}
-
-impl Parts {
-    fn new() -> Self {
-        Self { since: Instant::now(), parts: Vec::new() }
-    }
-
-    /// A part is through; the next one begins.
-    fn end(&mut self, part: &'static str) {
-        self.parts.push((part, self.since.elapsed()));
-        self.since = Instant::now();
-    }
-
-    /// Two parts are through, of which the second took so long.
-    fn end_with(&mut self, first: &'static str, second: &'static str, took: Duration) {
-        self.end(first);
-        if let Some((_, both)) = self.parts.last_mut() {
-            *both = both.saturating_sub(took);
-        }
-        self.parts.push((second, took));
-    }
-}
-
-impl std::fmt::Display for Parts {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let parts: Vec<String> =
-            self.parts.iter().map(|(part, took)| format!("{part} {:.2}", took.as_secs_f64())).collect();
-        f.write_str(&parts.join(", "))
-    }
-}
-
-/// Where loading shows how far it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Progress {
-    /// In the log, every few seconds.
-    Log,
-    /// As one line of the terminal that is written over.
-    Terminal,
-}
-
-impl Progress {
-    /// The terminal where there is one.
-    pub fn from_terminal() -> Self {
-        if std::io::stderr().is_terminal() { Self::Terminal } else { Self::Log }
-    }
-
-    /// Says how far something is; the last time, on a terminal, its line is cleared.
-    fn show(self, line: &str, last: bool) {
-        match self {
-            Self::Log => info!("{line}"),
-            Self::Terminal if last => eprint!("\r\x1b[K"),
-            Self::Terminal => {
-                eprint!("\r{line}\x1b[K");
-                // A terminal that cannot be written to is no reason to stop loading.
-                let _ = std::io::stderr().flush();
-            }
-        }
-    }
-}
-
 /// Loads the model and starts its engine.
 pub fn load(args: &ModelArgs, progress: Progress) -> Result<Loaded> {
     let started = Instant::now();
@@ -159,7 +93,7 @@ pub fn load(args: &ModelArgs, progress: Progress) -> Result<Loaded> {
     let reads = bytes_per_token(config, numbers.dense, &Shard::undivided(config));
     announce_reads(&reads, &plan);
     let report = Report::new(config, &memory_request(args)?);
-    let formats = Formats { dense: numbers.dense, kv: numbers.kv };
+    let formats = numbers.formats();
     // The first request should not pay for reading the vocabulary.
     let tokenizer = std::thread::spawn(tandem_grammar::warm_up);
     let experts_read = Arc::new(ExpertTally::default());
@@ -253,8 +187,7 @@ pub fn read_bandwidth(args: &ModelArgs, bytes: usize) -> Result<f64> {
 
 /// The formats of attention and lm_head, and of keys and values.
 pub fn formats(args: &ModelArgs) -> Result<Formats> {
-    let numbers = Numbers::of(args)?;
-    Ok(Formats { dense: numbers.dense, kv: numbers.kv })
+    Ok(Numbers::of(args)?.formats())
 }
 
 /// Most prompt tokens of a step on this device; on a GPU where `on_gpu` says so.
@@ -270,122 +203,6 @@ pub fn card(args: &ModelArgs, device: &str, bytes_per_s: f64) -> Result<Card> {
             let isa = args.isa.as_deref().map(str::parse::<Isa>).transpose()?.unwrap_or_else(Isa::detect);
             Ok(Card::cpu(isa, threads(args), bytes_per_s))
         }
-    }
-}
-
-/// Where weights come from, and what the model is called.
-pub struct Source {
-    /// The weights.
-    pub store: Box<dyn WeightStore + Send>,
-    /// The model's name unless the settings give one.
-    pub name: String,
-    /// Something whoever talks to the model should know.
-    pub notice: Option<&'static str>,
-    origin: Origin,
-}
-
-/// Whose weights they are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Origin {
-    Demo,
-    Synthetic(SyntheticKind),
-    Checkpoint,
-}
-
-impl Source {
-    /// Opens and checks what was named: a checkpoint folder, a synthetic shape, or neither for the demonstration model.
-    pub fn open(args: &ModelArgs) -> Result<Self> {
-        if let Some(shape) = args.synthetic {
-            let kind = match shape {
-                SyntheticShape::Tiny => SyntheticKind::Tiny,
-                SyntheticShape::Gpt20b => SyntheticKind::Gpt20b,
-                SyntheticShape::Gpt120b => SyntheticKind::Gpt120b,
-            };
-            let notice = Some("The weights are random: expect random words.");
-            return Ok(Self {
-                store: Box::new(Synthetic::new(kind)),
-                name: format!("synthetic-{kind}"),
-                notice,
-                origin: Origin::Synthetic(kind),
-            });
-        }
-        if let Some(folder) = &args.model {
-            return Ok(Self {
-                store: Box::new(Checkpoint::open(folder)?),
-                name: folder_name(folder),
-                notice: None,
-                origin: Origin::Checkpoint,
-            });
-        }
-        let store = Box::new(Checkpoint::open(&demo::checkpoint()?)?);
-        Ok(Self { store, name: demo::NAME.into(), notice: Some(demo::NOTICE), origin: Origin::Demo })
-    }
-
-    /// What these weights are known to compute, if anything.
-    fn reference(&self, formats: Formats) -> Option<Reference> {
-        let config = self.store.config();
-        match self.origin {
-            Origin::Demo => Some(Reference::demo(formats)),
-            Origin::Synthetic(kind) => Some(Reference::synthetic(kind, formats)),
-            Origin::Checkpoint => Reference::published(config, |text| Tokenizer::shared().encode(text)),
-        }
-    }
-}
-
-/// The last part of the path that says something: `original` does not.
-fn folder_name(folder: &Path) -> String {
-    let absolute = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
-    let mut names = absolute.iter().rev().filter_map(|part| part.to_str()).filter(|part| *part != "original");
-    names.next().filter(|name| *name != "/").unwrap_or("gpt-oss").to_owned()
-}
-
-/// Number formats: what was typed, resolved.
-pub struct Numbers {
-    /// Exact or fast.
-    pub precision: Precision,
-    /// Of attention and lm_head weights.
-    pub dense: DenseFormat,
-    /// Of cached keys and values.
-    pub kv: KvFormat,
-}
-
-impl Numbers {
-    /// Resolves them.
-    pub fn of(args: &ModelArgs) -> Result<Self> {
-        let precision = if args.exact { Precision::Exact } else { Precision::Fast };
-        let dense = match args.dense {
-            Some(Dense::Q8) => DenseFormat::Q8,
-            Some(Dense::Bf16) => DenseFormat::Bf16,
-            Some(Dense::Mxfp4) => DenseFormat::Mxfp4,
-            None if args.exact => DenseFormat::Bf16,
-            None => DenseFormat::Q8,
-        };
-        let kv = match args.kv {
-            Some(Kv::Bf16 | Kv::Fp8) if args.exact => bail!("--exact keeps keys and values in f32; leave --kv out"),
-            Some(Kv::Fp8) => KvFormat::Fp8,
-            Some(Kv::Bf16) => KvFormat::Bf16,
-            Some(Kv::F32) => KvFormat::F32,
-            None if args.exact => KvFormat::F32,
-            None => KvFormat::Bf16,
-        };
-        Ok(Self { precision, dense, kv })
-    }
-}
-
-impl std::fmt::Display for Numbers {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let dense = match self.dense {
-            DenseFormat::Q8 => "8-bit",
-            DenseFormat::Bf16 => "BF16",
-            DenseFormat::Mxfp4 => "MXFP4",
-        };
-        let kv = match self.kv {
-            KvFormat::F32 => "F32",
-            KvFormat::Bf16 => "BF16",
-            KvFormat::Fp8 => "FP8",
-        };
-        let exact = if self.precision == Precision::Exact { ", exact" } else { "" };
-        write!(f, "experts MXFP4, attention and lm_head {dense}, KV {kv}{exact}")
     }
 }
 
@@ -411,109 +228,6 @@ fn announce_reads(reads: &BytesPerToken, plan: &MemoryPlan) {
         gb(reads.dense_scales),
         plan.full_kv_bytes_per_token
     );
-}
-
-/// Memory that may be used in all.
-pub fn budget(args: &ModelArgs) -> Result<u64> {
-    if let Some(bytes) = args.memory {
-        return Ok(bytes);
-    }
-    let available = match Place::choose(args)? {
-        Place::Cpu => host_memory()?,
-        Place::Cuda => {
-            let gpu = Gpu::open(args.gpu)?;
-            let (free, _) = gpu.memory()?;
-            // A GB10 shares the machine's memory: what the page cache holds counts as available, what is in use does not.
-            if gpu.integrated() { free.max(host_memory()?) } else { free }
-        }
-    };
-    Ok(available - (available / SPARE_SHARE).min(SPARE_BYTES_MAX))
-}
-
-fn host_memory() -> Result<u64> {
-    available_memory().context("reading how much memory is available")
-}
-
-/// CPU threads of the model.
-pub fn threads(args: &ModelArgs) -> usize {
-    let all = || std::thread::available_parallelism().map_or(1, usize::from);
-    args.threads.map_or_else(all, usize::from)
-}
-
-/// Options of the CPU backend.
-pub fn cpu_options(args: &ModelArgs, precision: Precision) -> Result<CpuOptions> {
-    let isa = args.isa.as_deref().map(str::parse::<Isa>).transpose()?;
-    Ok(CpuOptions { precision, threads: Some(threads(args)), isa })
-}
-
-/// Options of the GPU backend.
-pub fn cuda_options(args: &ModelArgs) -> CudaOptions {
-    let cache = Some(demo::cache_folder().join("kernels"));
-    CudaOptions { ordinal: args.gpu, cache, eager: args.eager }
-}
-
-/// Where the model is computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// On the CPU.
-    Cpu,
-    /// On an NVIDIA GPU.
-    Cuda,
-}
-
-impl Place {
-    /// What was asked for, or, with `--device auto`, a GPU where there is one that will do.
-    pub fn choose(args: &ModelArgs) -> Result<Self> {
-        let unfit = unfit_for_cuda(args);
-        match args.device {
-            Device::Cpu => Ok(Self::Cpu),
-            Device::Cuda => match unfit {
-                Some(why) => bail!("--device cuda: {why}"),
-                None => Ok(Self::Cuda),
-            },
-            Device::Auto => Ok(if unfit.is_some() { Self::Cpu } else { Self::Cuda }),
-        }
-    }
-
-    /// Prompt tokens of a step: what was asked for, or what the device needs to be at its best without making others wait
-    /// for long. A step reads nearly all experts whatever its size, which a GPU wants to share among many tokens.
-    pub fn prefill_chunk(self, args: &ModelArgs) -> u32 {
-        args.prefill_chunk.unwrap_or(match self {
-            Self::Cpu => 512,
-            Self::Cuda => 4096,
-        })
-    }
-
-    /// Steps under way: the host's part of a step is worth hiding where the device computes by itself.
-    fn pipeline_depth(self, args: &ModelArgs) -> u32 {
-        let depth = args.pipeline_depth.unwrap_or(match self {
-            Self::Cpu => 1,
-            Self::Cuda => 2,
-        });
-        depth.into()
-    }
-
-    /// Tells what was chosen and why, where the choice was ours.
-    fn announce(self, args: &ModelArgs) {
-        match (args.device, self) {
-            (Device::Auto, Self::Cuda) => info!("--device auto takes the GPU"),
-            (Device::Auto, Self::Cpu) => {
-                info!("--device auto takes the CPU: {}", unfit_for_cuda(args).unwrap_or_default());
-            }
-            (Device::Cpu | Device::Cuda, _) => {}
-        }
-    }
-}
-
-/// Why the GPU cannot do what was asked for.
-fn unfit_for_cuda(args: &ModelArgs) -> Option<String> {
-    if args.exact {
-        return Some("exact mode is computed on the CPU".into());
-    }
-    if args.kv == Some(Kv::F32) {
-        return Some("keys and values in f32 are for the CPU".into());
-    }
-    Gpu::open(args.gpu).err().map(|error| error.to_string())
 }
 
 /// Everything that loading needs beside the device.
@@ -560,53 +274,4 @@ impl Loading<'_> {
 /// What follows the constraints of requests.
 pub fn masks() -> Result<Masks> {
     Masks::start(MASK_THREADS).context("starting the threads that compute grammar masks")
-}
-
-/// Runs `load` on a store whose reads are counted and shown.
-fn with_progress<T>(
-    store: &dyn WeightStore,
-    progress: Progress,
-    load: impl FnOnce(&dyn WeightStore) -> Result<T>,
-) -> Result<T> {
-    let started = Instant::now();
-    let show = |bytes, total| progress.show(&loading_line(bytes, total, started.elapsed()), false);
-    let interval = if progress == Progress::Terminal { TERMINAL_INTERVAL } else { LOG_INTERVAL };
-    let loaded = counted(store, interval, &show, load);
-    if progress == Progress::Terminal {
-        progress.show("", true);
-    }
-    loaded
-}
-
-/// How far loading is, for people.
-pub fn loading_line(bytes: u64, total: u64, elapsed: Duration) -> String {
-    let rate = bytes as f64 / 1e9 / elapsed.as_secs_f64().max(1e-3);
-    format!("loading: {} % of {:.1} GB, {rate:.2} GB/s", bytes * 100 / total.max(1), total as f64 / 1e9)
-}
-
-/// Runs `load` on a store whose reads are counted; `show(read, total)` is told of them in between, from another thread.
-pub fn counted<T>(
-    store: &dyn WeightStore,
-    interval: Duration,
-    show: &(dyn Fn(u64, u64) + Sync),
-    load: impl FnOnce(&dyn WeightStore) -> T,
-) -> T {
-    let read = AtomicU64::new(0);
-    let done = AtomicBool::new(false);
-    let total = store.total_bytes();
-    std::thread::scope(|scope| {
-        let shown = scope.spawn(|| {
-            loop {
-                std::thread::park_timeout(interval);
-                if done.load(Ordering::Acquire) {
-                    return;
-                }
-                show(read.load(Ordering::Relaxed), total);
-            }
-        });
-        let loaded = load(&Counted::new(store, &read));
-        done.store(true, Ordering::Release);
-        shown.thread().unpark();
-        loaded
-    })
 }
