@@ -15,6 +15,7 @@ use tracing::info;
 use crate::fingerprint::fingerprint;
 use crate::load::{self, Numbers, Place, Source};
 use crate::settings::{Dense, Kv, ModelArgs, SyntheticShape, WorkerArgs};
+use crate::worker::machine_args;
 
 /// How often the coordinator is told how far loading is.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
@@ -131,20 +132,12 @@ pub fn model_args(worker: &WorkerArgs, order: &RankOrder) -> Result<ModelArgs> {
     Ok(ModelArgs {
         model,
         synthetic,
-        device: worker.device,
         dense: Some(named::<Dense>(&all.dense)?),
         kv: if all.exact { None } else { Some(named::<Kv>(&all.kv)?) },
         exact: all.exact,
         context: Some(all.capacity.context),
-        memory: worker.memory,
         max_streams: all.capacity.max_streams,
-        prefill_chunk: None,
-        threads: worker.threads,
-        isa: worker.isa.clone(),
-        max_queue: 1,
-        eager: worker.eager,
-        gpu: worker.gpu,
-        pipeline_depth: None,
+        ..machine_args(worker)
     })
 }
 
@@ -159,7 +152,7 @@ fn load_shard(
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<(Connect, String)> {
     let numbers = Numbers::of(args)?;
-    let shard = Shard { source, order, progress, formats: Formats { dense: numbers.dense, kv: numbers.kv } };
+    let shard = Shard { source, order, progress, formats: numbers.formats() };
     match Place::choose(args)? {
         Place::Cpu => shard.load(CpuBackend::new(load::cpu_options(args, numbers.precision)?)?),
         Place::Cuda => shard.load(CudaBackend::new(load::cuda_options(args))?),
@@ -182,7 +175,11 @@ impl Shard<'_> {
             Experts::Whole => ExpertSplit::Whole,
         };
         let plan = ShardPlan { rank: self.order.rank, world: self.order.world, experts };
-        let model = load::counted(self.source.store.as_ref(), PROGRESS_INTERVAL, self.progress, |store| {
+        let store = self.source.store.as_ref();
+        // A rank reads its part of the store.
+        let total = plan.shard(store.config())?.bytes_read(store.config());
+        let progress = |read, _| (self.progress)(read, total);
+        let model = load::counted(store, PROGRESS_INTERVAL, &progress, |store| {
             Model::load(backend, store, self.formats, self.order.all.capacity, plan)
         })?;
         Ok((Box::new(move |exchange| start(model, exchange)), device))

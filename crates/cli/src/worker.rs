@@ -43,7 +43,7 @@ fn end_with(parent: u32) -> Result<()> {
 }
 
 fn host_facts(args: &WorkerArgs) -> Result<HostFacts> {
-    let alone = alone(args);
+    let alone = machine_args(args);
     let device = match Place::choose(&alone)? {
         Place::Cpu => format!("CPU, {} threads", load::threads(&alone)),
         Place::Cuda => format!("GPU {}", args.gpu),
@@ -57,8 +57,8 @@ fn host_facts(args: &WorkerArgs) -> Result<HostFacts> {
     })
 }
 
-/// This machine's settings before the coordinator has said what to load.
-fn alone(args: &WorkerArgs) -> ModelArgs {
+/// What this machine's settings say, whatever the coordinator wants loaded.
+pub fn machine_args(args: &WorkerArgs) -> ModelArgs {
     ModelArgs {
         model: None::<PathBuf>,
         synthetic: None,
