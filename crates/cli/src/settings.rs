@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::{Arg, ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 pub use nodes::{LinkChoice, NodeArgs, WorkerArgs};
 
@@ -433,10 +433,10 @@ fn config_path(args: &[OsString]) -> Option<PathBuf> {
 }
 
 /// Makes the file's values the defaults of the subcommand that is about to run. Keys of other subcommands are fine;
-/// keys of none are not.
+/// keys of none are not. What has no variable is no setting, and has no key either: it says what to do this once.
 fn with_file(mut command: Command, args: &[OsString], text: &str) -> Result<Command> {
     let table: toml::Table = text.parse()?;
-    let known: Vec<String> = every_flag(&command);
+    let known: Vec<String> = every_setting(&command);
     for (key, value) in table {
         if !known.contains(&key) {
             bail!("unknown setting {key}{}", nearest(&key, &known));
@@ -459,16 +459,21 @@ fn with_file(mut command: Command, args: &[OsString], text: &str) -> Result<Comm
 }
 
 fn with_default(command: Command, key: &str, value: &str) -> Command {
-    let id = command.get_arguments().find(|arg| arg.get_long() == Some(key)).map(|arg| arg.get_id().clone());
+    let id = settings(&command).find(|arg| arg.get_long() == Some(key)).map(|arg| arg.get_id().clone());
     match id {
         Some(id) => command.mut_arg(id, |arg| arg.default_value(value.to_owned())),
         None => command,
     }
 }
 
-/// Long names of all flags of all subcommands.
-fn every_flag(command: &Command) -> Vec<String> {
-    let of = |command: &Command| command.get_arguments().filter_map(|arg| arg.get_long().map(str::to_owned)).collect();
+/// Arguments that can also be given as a variable.
+fn settings(command: &Command) -> impl Iterator<Item = &Arg> {
+    command.get_arguments().filter(|arg| arg.get_env().is_some())
+}
+
+/// Long names of the settings of all subcommands.
+fn every_setting(command: &Command) -> Vec<String> {
+    let of = |command: &Command| settings(command).filter_map(|arg| arg.get_long().map(str::to_owned)).collect();
     let mut names: Vec<String> = of(command);
     names.extend(command.get_subcommands().flat_map(|sub| -> Vec<String> { of(sub) }));
     names
@@ -570,6 +575,15 @@ mod tests {
         assert!(variables("PATH").is_ok());
         let refused = variables("TANDEM_MAX_STREAM").unwrap_err().to_string();
         assert!(refused.contains("did you mean TANDEM_MAX_STREAMS?"), "{refused}");
+    }
+
+    #[test]
+    fn a_file_holds_settings_and_no_tasks() {
+        // `serve` has a setting of this name, `bench` a task.
+        let Action::Bench(bench) = parse(&["tandem", "bench"], "link = \"tcp\"").unwrap().action else { panic!() };
+        assert!(!bench.link);
+        assert_eq!(serve(&["tandem", "serve"], "link = \"tcp\"").nodes.link, Some(LinkChoice::Tcp));
+        assert!(parse(&["tandem", "bench"], "transport = \"tcp\"").is_err());
     }
 
     #[test]
