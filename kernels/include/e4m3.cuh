@@ -1,6 +1,6 @@
-// FP8 keys and values: E4M3 without a scale. F16 holds every one of them, so that they are F16 operands.
+// E4M3: FP8 keys and values, and activations that meet FP4 weights. F16 holds every value.
 #pragma once
-#include "mxfp4.cuh"
+#include "types.cuh"
 
 /// Two floats to packed E4M3, `low` in the low byte; beyond 448 they saturate.
 DEVICE u16 to_e4m3(float low, float high) {

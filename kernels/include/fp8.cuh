@@ -1,5 +1,6 @@
 // MXFP4 weights by MXFP8 activations (e4m3 with an E8M0 scale for 32): the tile product on mma.m16n8k32.
 #pragma once
+#include "e4m3.cuh"
 #include "prefill.cuh"
 
 DEVICE void copy4(u32 to, const void* from, bool valid) {
@@ -31,10 +32,7 @@ DEVICE void mma_scaled(float (&d)[4], const u32 (&a)[4], uint2 b, u32 scale_a, u
 // Four elements (k, k + 1, k + 2, k + 3), k a multiple of 4, as a word of activations holds them: bytes k + 2, k, k + 3,
 // k + 1, the order in which a word of weight nibbles yields them.
 DEVICE u32 pack_e4m3(float k0, float k1, float k2, float k3) {
-    u16 low, high;
-    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(low) : "f"(k0), "f"(k2));
-    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(high) : "f"(k1), "f"(k3));
-    return low | (u32)high << 16;
+    return to_e4m3(k2, k0) | (u32)to_e4m3(k3, k1) << 16;
 }
 
 // The smallest E8M0 scale that brings `largest` to at most 448, e4m3's largest; and the factor 1 / scale.

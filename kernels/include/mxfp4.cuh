@@ -1,12 +1,6 @@
-// Integer types, and where the eight MXFP4 codes of a word stand.
+// Where the eight MXFP4 codes of a word stand.
 #pragma once
-
-typedef unsigned char u8;
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef unsigned long long u64;
-
-#define DEVICE __device__ __forceinline__
+#include "types.cuh"
 
 // The code of register i, half h stands in half h of a word, so that few operations bring sign | ee | m to F16's sign, low
 // exponent and high mantissa bits: as F16 that is the value times 2^-14, subnormal 0.5 included. Where memory is fast those

@@ -51,6 +51,7 @@ macro_rules! headers {
 
 /// What they include.
 pub(crate) const HEADERS: &[Source] = &headers![
+    "types.cuh",
     "mxfp4.cuh",
     "tandem.cuh",
     "decode.cuh",
