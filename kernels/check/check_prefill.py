@@ -85,8 +85,8 @@ def check_experts(k, hidden, units, experts, n, kind="random", top_k=4, scales=(
     b1 = torch.randn(experts, 2 * units, device=DEVICE) * 4  # far enough to pass both limits
     b2 = torch.randn(experts, hidden, device=DEVICE)
     order = layouts.gate_up_order(units, DEVICE)
-    up = layouts.pack_mxfp4(up_codes[:, order].contiguous(), up_scales[:, order].contiguous())
-    down = layouts.pack_mxfp4(down_codes, down_scales)
+    up = layouts.pack_mxfp4(up_codes[:, order].contiguous(), up_scales[:, order].contiguous(), k.together)
+    down = layouts.pack_mxfp4(down_codes, down_scales, k.together)
     w1, w2 = layouts.mxfp4_values(up_codes, up_scales), layouts.mxfp4_values(down_codes, down_scales)
     x = torch.randn(n, hidden, device=DEVICE).half()
     ids, routing = routes(n, experts, top_k, kind), torch.rand(n, top_k, device=DEVICE)
@@ -119,8 +119,8 @@ def check_experts_fp8(k, hidden, units, experts, n, top_k=4):
     down_codes, down_scales = random_mxfp4(experts, hidden, units)
     b1, b2 = torch.randn(experts, 2 * units, device=DEVICE), torch.randn(experts, hidden, device=DEVICE)
     order = layouts.gate_up_order(units, DEVICE)
-    up = layouts.pack_mxfp4(up_codes[:, order].contiguous(), up_scales[:, order].contiguous())
-    down = layouts.pack_mxfp4(down_codes, down_scales)
+    up = layouts.pack_mxfp4(up_codes[:, order].contiguous(), up_scales[:, order].contiguous(), True)
+    down = layouts.pack_mxfp4(down_codes, down_scales, True)
     w1, w2 = layouts.mxfp4_values(up_codes, up_scales), layouts.mxfp4_values(down_codes, down_scales)
     raw, weight = torch.randn(n, hidden, device=DEVICE) * 3, torch.rand(hidden, device=DEVICE) + 0.5
     x = torch.full((n, hidden), 0x7F, dtype=torch.uint8, device=DEVICE)  # NaN
@@ -150,11 +150,11 @@ def check_experts_fp8(k, hidden, units, experts, n, top_k=4):
         report("down fp8", case, y, y_ref)
 
 
-def dense_weights(kind, rows, cols):
+def dense_weights(k, kind, rows, cols):
     """(weights, scales, bases) in fragment order, and the float64 matrix."""
     if kind == "mxfp4":
         codes, scales = random_mxfp4(1, rows, cols, 112, 124)
-        return layouts.pack_mxfp4(codes, scales), layouts.mxfp4_values(codes, scales)[0]
+        return layouts.pack_mxfp4(codes, scales, k.together), layouts.mxfp4_values(codes, scales)[0]
     if kind == "bf16":
         w = (torch.randn(rows, cols, device=DEVICE) / cols**0.5).bfloat16()
         return (layouts.pack_bf16(w), None, None), w.double()
@@ -164,7 +164,7 @@ def dense_weights(kind, rows, cols):
 
 
 def check_dense(k, kind, rows, cols, n):
-    packed, w = dense_weights(kind, rows, cols)
+    packed, w = dense_weights(k, kind, rows, cols)
     bias = torch.randn(rows, device=DEVICE)
     x = torch.randn(n, cols, device=DEVICE).to(torch.bfloat16 if kind == "bf16" else torch.float16)
     ref = x.double() @ w.T
@@ -309,7 +309,10 @@ def check_all(k):
 def main():
     torch.manual_seed(torch.seed())
     print(torch.cuda.get_device_name(), f"seed {torch.initial_seed()}")
-    check_all(Kernels())
+    kernels = Kernels()
+    check_all(kernels)
+    if not kernels.small:
+        check_all(Kernels(together=True))  # as a GB10 has them
     for kernel, error in WORST.items():
         print(f"{kernel:16} {COUNT[kernel]:4} cases, worst {error:.2e}, tolerance {TOLERANCE.get(kernel, 0):g}")
     for line in FAILED[:40]:

@@ -23,9 +23,12 @@ def tile_rows(tile):
 class Kernels:
     """Every kernel by name; call kernel(name, grid, block, shared, *args): tensors, ints and floats."""
 
-    def __init__(self, options=()):
+    def __init__(self, together=False):
+        """With `together`, MXFP4 codes lie as on GB10 (include/mxfp4.cuh), whatever the card."""
         major, minor = torch.cuda.get_device_capability()
         self.small = major >= 12
+        self.together = together or self.small
+        options = ("-DMXFP4_TOGETHER",) if together else ()
         self.processors = torch.cuda.get_device_properties(0).multi_processor_count
         arch = f"sm_{major}{minor}a"
         with concurrent.futures.ThreadPoolExecutor() as pool:

@@ -21,7 +21,15 @@ def gate_up_order(units, device):
     return torch.stack([2 * unit, 2 * unit + 1], 1).flatten()
 
 
-def pack_mxfp4(codes, scales):
+def place_mxfp4(code, i, together):
+    """Where the code of register i stands in a half of a word, as include/mxfp4.cuh has it: nibbles together, as on GB10 and
+    for 8-bit products everywhere, or sign and magnitude apart."""
+    if together:
+        return code << (12 - 4 * i)
+    return (code >> 3) << (15, 12, 14, 13)[i] | (code & 7) << (9 - 3 * i)
+
+
+def pack_mxfp4(codes, scales, together):
     """codes u8 [E, R, K] (one nibble each), scales u8 [E, R, K / 32] -> (tiles, scales, row_base), u8."""
     codes, experts = padded(codes, 16, 64), codes.shape[0]
     base = torch.nn.functional.pad(scales.amax(-1), (0, -scales.shape[1] % 16), value=127).contiguous()
@@ -33,7 +41,7 @@ def pack_mxfp4(codes, scales):
     for rh in range(2):
         for r in range(2):
             for h in range(2):
-                words |= view[:, :, rh, :, :, :, :, :, r, h] << (16 * h + 12 - 4 * (r * 2 + rh))
+                words |= place_mxfp4(view[:, :, rh, :, :, :, :, :, r, h], r * 2 + rh, together) << (16 * h)
     words = words.permute(0, 1, 3, 2, 5, 4, 6).contiguous()  # E RT KT g t grp j
     tiles = torch.stack([(words >> s) & 255 for s in (0, 8, 16, 24)], -1).to(torch.uint8).flatten()
     order = scales.view(experts, rows // 16, 2, 8, cols // 64, 2).permute(0, 1, 4, 3, 2, 5)
