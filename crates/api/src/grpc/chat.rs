@@ -6,7 +6,7 @@ use tandem_proto::v1::chat_event::Event;
 use super::call::Call;
 use super::request;
 use super::stream::Source;
-use super::tokens::{finish, token_logprob, usage};
+use super::tokens::{finish, finished, started, token_logprob, usage};
 use crate::blocking::blocking;
 use crate::chat_choice::{ChatChoice, Delta};
 use crate::error::ApiError;
@@ -74,20 +74,13 @@ impl Chat {
         if std::mem::replace(&mut self.started, true) {
             return Vec::new();
         }
-        let tally = self.reply.tally();
-        vec![event(Event::Started(proto::Started {
-            id: self.id.clone(),
-            model: self.reply.served().model.name().to_string(),
-            prompt_tokens: tally.prompt,
-            cached_tokens: tally.cached,
-        }))]
+        vec![event(Event::Started(started(&self.id, &self.reply.served().model, self.reply.tally())))]
     }
 
     fn said(&mut self, said: Said) -> Vec<proto::ChatEvent> {
         let mut events: Vec<_> = said.deltas.into_iter().map(|delta| event(delta_event(delta))).collect();
         if said.finish.is_some() {
-            let usage = Some(usage(self.reply.tally()));
-            events.push(event(Event::Finished(proto::Finished { finish: finish(said.finish).into(), usage })));
+            events.push(event(Event::Finished(finished(said.finish, self.reply.tally()))));
         }
         if let Some(first) = events.first_mut() {
             first.logprobs = self.logprobs();

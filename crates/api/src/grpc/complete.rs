@@ -6,7 +6,7 @@ use tandem_proto::v1::complete_event::Event;
 use super::call::Call;
 use super::request;
 use super::stream::Source;
-use super::tokens::{finish, token_logprob, usage};
+use super::tokens::{finish, finished, started, token_logprob, usage};
 use crate::blocking::blocking;
 use crate::completion_choice::Piece;
 use crate::completion_reply::{CompletionReply, Progress};
@@ -71,14 +71,7 @@ impl Completion {
         if std::mem::replace(&mut self.started, true) {
             return Vec::new();
         }
-        let tally = self.reply.tally();
-        let started = proto::Started {
-            id: self.id.clone(),
-            model: self.reply.served.model.name().to_string(),
-            prompt_tokens: tally.prompt,
-            cached_tokens: tally.cached,
-        };
-        vec![event(Event::Started(started))]
+        vec![event(Event::Started(started(&self.id, &self.reply.served.model, self.reply.tally())))]
     }
 
     fn wrote(&self, piece: Piece) -> Vec<proto::CompleteEvent> {
@@ -87,9 +80,9 @@ impl Completion {
         if !piece.text.is_empty() {
             events.push(event(Event::Text(piece.text)));
         }
-        if let Some(reason) = self.reply.choices[0].finish {
-            let usage = Some(usage(self.reply.tally()));
-            events.push(event(Event::Finished(proto::Finished { finish: finish(Some(reason)).into(), usage })));
+        let reason = self.reply.choices[0].finish;
+        if reason.is_some() {
+            events.push(event(Event::Finished(finished(reason, self.reply.tally()))));
         }
         // A token without text, such as half a character, goes with what comes next.
         if events.is_empty() && !logprobs.is_empty() {

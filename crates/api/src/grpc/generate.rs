@@ -9,7 +9,7 @@ use tandem_proto::v1::generate_event::Event;
 use super::call::Call;
 use super::request;
 use super::stream::Source;
-use super::tokens::{finish, token_logprob, usage};
+use super::tokens::{finished, started, token_logprob};
 use crate::blocking::blocking;
 use crate::chat_choice::Finish;
 use crate::completion_request::{CompletionPlan, Completions, not_empty};
@@ -53,12 +53,7 @@ impl Generate {
         if std::mem::replace(&mut self.started, true) {
             return None;
         }
-        Some(Event::Started(proto::Started {
-            id: self.id.clone(),
-            model: self.served.model.name().to_string(),
-            prompt_tokens: self.log.tally.prompt,
-            cached_tokens: self.log.tally.cached,
-        }))
+        Some(Event::Started(started(&self.id, &self.served.model, self.log.tally)))
     }
 
     fn update(&mut self, update: Update) -> Option<Event> {
@@ -85,8 +80,7 @@ impl Generate {
     fn end(&mut self, reason: Finish) -> Event {
         self.finished = true;
         self.log.finished(reason.as_str());
-        let usage = Some(usage(self.log.tally));
-        Event::Finished(proto::Finished { finish: finish(Some(reason)).into(), usage })
+        Event::Finished(finished(Some(reason), self.log.tally))
     }
 }
 

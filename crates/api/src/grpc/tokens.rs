@@ -10,6 +10,7 @@ use crate::chat_choice::Finish;
 use crate::error::ApiError;
 use crate::logprobs::{finite, token_bytes};
 use crate::params::check_tokens;
+use crate::served_model::ServedModel;
 use crate::state::ApiState;
 use crate::turn::check_vocabulary;
 use crate::usage::Tally;
@@ -72,6 +73,21 @@ pub(super) fn finish(finish: Option<Finish>) -> proto::Finish {
         Some(Finish::Length) => proto::Finish::Length,
         Some(Finish::ToolCalls) => proto::Finish::ToolCalls,
     }
+}
+
+/// What a stream begins with.
+pub(super) fn started(id: &str, model: &ServedModel, tally: Tally) -> proto::Started {
+    proto::Started {
+        id: id.into(),
+        model: model.name().to_string(),
+        prompt_tokens: tally.prompt,
+        cached_tokens: tally.cached,
+    }
+}
+
+/// What a stream ends with.
+pub(super) fn finished(reason: Option<Finish>, tally: Tally) -> proto::Finished {
+    proto::Finished { finish: finish(reason).into(), usage: Some(usage(tally)) }
 }
 
 /// Token counts as a message.
