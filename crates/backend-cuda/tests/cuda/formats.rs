@@ -2,25 +2,12 @@
 
 use std::path::Path;
 
+use tandem_backend::conformance::divergence_max;
 use tandem_backend::{DenseFormat, KvFormat};
 use tandem_model::Formats;
 use tandem_testkit::{Conversation, Distance, demo_conversations, golden, write_demo};
 
 use crate::golden::{BF16, FILES, Gpu, checkpoint};
-
-/// What a format may cost on any of the models, mean divergence: about twice what the CPU shows (`docs/numerics.md`).
-fn most(Formats { dense, kv }: Formats) -> f64 {
-    let dense = match dense {
-        DenseFormat::Bf16 => 0.0,
-        DenseFormat::Q8 => 1e-2,
-        DenseFormat::Mxfp4 => 0.6,
-    };
-    let kv = match kv {
-        KvFormat::F32 | KvFormat::Bf16 => 2e-3,
-        KvFormat::Fp8 => 8e-2,
-    };
-    dense + kv
-}
 
 /// By the kernels for many rows, and, token by token, by those that decode.
 #[test]
@@ -60,7 +47,7 @@ fn compare(name: &str, folder: &Path, prompts: &[Vec<u32>], chunk: usize) {
     for (formats, _, distance) in others {
         let what = format!("{name}: {:?}, KV {:?}, from BF16 throughout", formats.dense, formats.kv);
         distance.print(&what);
-        let (mean, most) = (distance.mean(), most(formats));
+        let (mean, most) = (distance.mean(), divergence_max(formats.dense, formats.kv));
         assert!(mean <= most, "{what}: mean divergence {mean:.2e} > {most:.1e}");
     }
 }

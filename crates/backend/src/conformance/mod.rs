@@ -14,7 +14,22 @@ mod simple;
 
 pub use equalities::equalities;
 
-use crate::{Backend, Precision};
+use crate::{Backend, DenseFormat, KvFormat, Precision};
+
+/// What formats may cost a model, on any device: mean divergence from BF16 throughout, about twice what they do
+/// (`docs/numerics.md`).
+pub fn divergence_max(dense: DenseFormat, kv: KvFormat) -> f64 {
+    let dense = match dense {
+        DenseFormat::Bf16 => 0.0,
+        DenseFormat::Q8 => 1e-2,
+        DenseFormat::Mxfp4 => 0.6,
+    };
+    let kv = match kv {
+        KvFormat::F32 | KvFormat::Bf16 => 2e-3,
+        KvFormat::Fp8 => 8e-2,
+    };
+    dense + kv
+}
 
 /// Bounds on the relative error of an output (Euclidean norm of the difference over that of the reference).
 #[derive(Clone, Copy, Debug)]

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use tandem_backend::conformance::divergence_max;
 use tandem_backend::{DenseFormat, KvFormat, Precision};
 use tandem_testkit::{CheckpointSpec, Conversation, Distance, demo_conversations, golden, write_demo};
 
@@ -9,20 +10,6 @@ use crate::harness::{Harness, Part};
 
 /// Rows at a time: all logits of a long prompt would fill the memory.
 const CHUNK: usize = 32;
-
-/// What a format may cost on any of the models, mean divergence: about twice what it does.
-fn most(dense: DenseFormat, kv: KvFormat) -> f64 {
-    let dense = match dense {
-        DenseFormat::Bf16 => 0.0,
-        DenseFormat::Q8 => 1e-2,
-        DenseFormat::Mxfp4 => 0.6,
-    };
-    let kv = match kv {
-        KvFormat::F32 | KvFormat::Bf16 => 2e-3,
-        KvFormat::Fp8 => 8e-2,
-    };
-    dense + kv
-}
 
 #[test]
 #[ignore = "minutes of arithmetic: a job of its own in .ci/run"]
@@ -62,7 +49,7 @@ fn compare(name: &str, folder: &Path, prompts: &[Vec<u32>]) {
         .into_iter()
         .map(|(precision, dense, kv)| {
             let what = format!("{name}: {precision:?}, {dense:?}, KV {kv:?}, from BF16 throughout");
-            (what, most(dense, kv), open(precision, dense, kv), Distance::default())
+            (what, divergence_max(dense, kv), open(precision, dense, kv), Distance::default())
         })
         .collect();
     for tokens in prompts {
