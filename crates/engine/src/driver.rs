@@ -199,13 +199,15 @@ impl Driver {
         Ok(())
     }
 
-    /// Hands updates to their sinks; whoever does not listen any more is aborted.
+    /// Hands updates to their sinks; whoever does not listen any more is aborted. What is handed out is counted before, so
+    /// that whoever has an answer finds it in the counts.
     fn deliver(&mut self) {
         loop {
             let updates = self.scheduler.take_updates();
             if updates.is_empty() {
                 return;
             }
+            self.shared.lock().stats = self.scheduler.stats();
             for (id, update) in updates {
                 let is_last = matches!(update, Update::Finished(_));
                 let Some(sink) = self.sinks.get_mut(&id) else { continue };
