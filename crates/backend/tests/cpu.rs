@@ -76,3 +76,10 @@ fn names_of_instruction_sets_parse_back() {
     let error = "avx1024".parse::<Isa>().unwrap_err().to_string();
     assert!(error.contains("avx1024") && error.contains("avx2"), "{error}");
 }
+
+#[test]
+fn small_cases_conform() {
+    for precision in [Precision::Exact, Precision::Fast] {
+        conformance::run_small(&backend(precision, Isa::Scalar, 2), precision);
+    }
+}

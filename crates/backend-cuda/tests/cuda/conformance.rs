@@ -9,6 +9,14 @@ fn conforms() {
     }
 }
 
+/// What `tools/gpu-check sanitize` runs.
+#[test]
+fn small_cases_conform() {
+    if let Some(backend) = backend("a small case of every kernel", true) {
+        conformance::run_small(&backend, Precision::Fast);
+    }
+}
+
 /// Every sum has a fixed order: not atomics, not the order in which blocks happen to end.
 #[test]
 fn gives_the_same_bits_twice() {

@@ -51,6 +51,19 @@ pub(super) fn run<B: Backend>(suite: &mut Suite<'_, B>) {
     }
 }
 
+/// A prompt of more keys than a pipeline holds, then single rows, split and not; a shape that has kernels of its own.
+pub(super) fn small<B: Backend>(suite: &mut Suite<'_, B>) {
+    for format in [KvFormat::Bf16, KvFormat::Fp8] {
+        for kind in [AttentionKind::Full, AttentionKind::Sliding { window: 128 }] {
+            let case = Case { heads: 8, kv_heads: 1, dim: 64, block_tokens: 16, format, kind, sink: 0.5 };
+            case.check(suite, 0, &[210, 1, 1]);
+        }
+        let kind = AttentionKind::Full;
+        Case { heads: 4, kv_heads: 2, dim: 32, block_tokens: 32, format, kind, sink: 0.5 }.check(suite, 0, &[40, 1]);
+        copied_blocks(suite, format);
+    }
+}
+
 /// One layer of attention.
 #[derive(Clone, Copy)]
 pub(super) struct Case {

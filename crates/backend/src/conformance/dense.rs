@@ -16,6 +16,15 @@ pub(super) fn run<B: Backend>(suite: &mut Suite<'_, B>) {
     }
 }
 
+/// Numbers of rows on either side of where other kernels or tiles begin; columns for more steps than a pipeline holds; rows
+/// enough for the kernels of lm_head.
+pub(super) fn small<B: Backend>(suite: &mut Suite<'_, B>) {
+    for format in DenseFormat::ALL {
+        linear(suite, format, 33, 416, &[1, 3, 9, 33, 100, 130]);
+        linear(suite, format, 32_770, 32, &[1, 3]);
+    }
+}
+
 /// The weights as the backend holds them: its product with the identity. A few rows at a time: where a backend rounds
 /// weights once more to multiply many rows, that is not how it holds them.
 fn held<B: Backend>(suite: &mut Suite<'_, B>, matrix: &B::Matrix, features: usize, cols: usize) -> Vec<f64> {

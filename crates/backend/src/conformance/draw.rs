@@ -13,25 +13,36 @@ pub(super) fn run<B: Backend>(suite: &mut Suite<'_, B>) {
         return;
     }
     for (rows, vocab) in [(1, 32), (3, 777), (64, 512), (2, 201_088), (70, 64)] {
-        let mut random = Random(vocab as u64);
-        let mut logits = random.normals(rows * vocab, 3.0);
-        // Impossible tokens, as suppression makes them, also at the ends.
-        logits.iter_mut().step_by(7).for_each(|logit| *logit = f32::NEG_INFINITY);
-        let draw = |row: usize, random: &mut Random| Draw {
-            temperature: [0.0, 0.7, 1.0, 1.9][row % 4],
-            uniform: [0.0_f64, 0.999_999_9, 0.5][row % 3].max(random.below(1000) as f64 / 1000.0),
-            mask: (row % 5 < 2).then(|| mask(&logits[row * vocab..][..vocab], row, random)),
-        };
-        let draws: Vec<Draw> = (0..rows).map(|row| draw(row, &mut random)).collect();
-        let buffer = suite.upload(&logits, vocab);
-        let mut tokens = vec![0; rows];
-        suite.backend.draw(&buffer, &draws, &mut tokens).unwrap();
-        for ((logits, draw), token) in logits.chunks(vocab).zip(&draws).zip(&tokens) {
-            check(logits, draw, *token as usize);
-        }
-        suite.outputs.extend(tokens.iter().map(|token| *token as f32));
+        random(suite, rows, vocab);
     }
     ties(suite);
+}
+
+pub(super) fn small<B: Backend>(suite: &mut Suite<'_, B>) {
+    if B::DRAWS {
+        random(suite, 5, 777);
+    }
+}
+
+/// Random logits, each row at another temperature, some masked.
+fn random<B: Backend>(suite: &mut Suite<'_, B>, rows: usize, vocab: usize) {
+    let mut random = Random(vocab as u64);
+    let mut logits = random.normals(rows * vocab, 3.0);
+    // Impossible tokens, as suppression makes them, also at the ends.
+    logits.iter_mut().step_by(7).for_each(|logit| *logit = f32::NEG_INFINITY);
+    let draw = |row: usize, random: &mut Random| Draw {
+        temperature: [0.0, 0.7, 1.0, 1.9][row % 4],
+        uniform: [0.0_f64, 0.999_999_9, 0.5][row % 3].max(random.below(1000) as f64 / 1000.0),
+        mask: (row % 5 < 2).then(|| mask(&logits[row * vocab..][..vocab], row, random)),
+    };
+    let draws: Vec<Draw> = (0..rows).map(|row| draw(row, &mut random)).collect();
+    let buffer = suite.upload(&logits, vocab);
+    let mut tokens = vec![0; rows];
+    suite.backend.draw(&buffer, &draws, &mut tokens).unwrap();
+    for ((logits, draw), token) in logits.chunks(vocab).zip(&draws).zip(&tokens) {
+        check(logits, draw, *token as usize);
+    }
+    suite.outputs.extend(tokens.iter().map(|token| *token as f32));
 }
 
 /// About half of the tokens, or one alone; of those that are possible at least one.

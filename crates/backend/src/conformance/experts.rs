@@ -31,6 +31,17 @@ pub(super) fn run<B: Backend>(suite: &mut Suite<'_, B>) {
     bad_scale(suite);
 }
 
+/// Rows for one token, several, and each tile of many rows; more rows than the router's kernel for few takes.
+pub(super) fn small<B: Backend>(suite: &mut Suite<'_, B>) {
+    for (layer, batches) in [(Layer::random(5, 320, 160), &[1, 5, 9, 40, 70][..]), (Layer::random(4, 64, 32), &[130])] {
+        let hidden = layer.shape.hidden;
+        for &n in batches {
+            let x = Random(n as u64).normals(n * hidden, 1.0);
+            layer.check(suite, &x, n, 4, &format!("moe of width {hidden}, {n} rows"));
+        }
+    }
+}
+
 /// Values of the E2M1 codes.
 const E2M1: [f64; 16] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
 

@@ -25,6 +25,13 @@ pub(super) fn run<B: Backend>(suite: &mut Suite<'_, B>) {
     }
 }
 
+pub(super) fn small<B: Backend>(suite: &mut Suite<'_, B>) {
+    for format in DenseFormat::ALL {
+        [1, 8, 40].into_iter().for_each(|n| norm_linear_add(suite, format, n));
+    }
+    [1, 5, 33].into_iter().for_each(|n| norm_route_moe(suite, n));
+}
+
 const EPS: f32 = 1e-5;
 
 fn norm_linear_add<B: Backend>(suite: &mut Suite<'_, B>, format: DenseFormat, n: usize) {

@@ -89,6 +89,18 @@ pub fn run<B: Backend>(backend: &B, precision: Precision) -> Outputs {
     Outputs { values: suite.outputs, experts }
 }
 
+/// A small case of every kernel that the operations come down to, in seconds where [`run`] takes minutes: for tools that
+/// watch each access to memory, such as compute-sanitizer, which slow a device down a thousandfold.
+pub fn run_small<B: Backend>(backend: &B, precision: Precision) {
+    let mut suite = Suite { backend, tolerance: Tolerance::of(precision), outputs: Vec::new() };
+    simple::small(&mut suite);
+    dense::small(&mut suite);
+    attention::small(&mut suite);
+    experts::small(&mut suite);
+    draw::small(&mut suite);
+    fused::small(&mut suite);
+}
+
 /// A backend under test.
 struct Suite<'a, B: Backend> {
     backend: &'a B,

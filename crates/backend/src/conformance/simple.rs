@@ -17,6 +17,13 @@ pub(super) fn run<B: Backend>(suite: &mut Suite<'_, B>) {
     transfers(suite);
 }
 
+pub(super) fn small<B: Backend>(suite: &mut Suite<'_, B>) {
+    norm(suite, 3, 320);
+    sum(suite, 3, 320);
+    gather(suite, 3, 320);
+    embed(suite, 16, 32);
+}
+
 fn norm<B: Backend>(suite: &mut Suite<'_, B>, rows: usize, width: usize) {
     let mut random = Random(1);
     let x = random.normals(rows * width, 3.0);
