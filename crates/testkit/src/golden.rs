@@ -25,7 +25,12 @@ impl GoldenPrompt {
 /// The prompts of `tests/golden/<name>.safetensors`: `a` belongs to [`crate::CheckpointSpec::A`], `b` to `B`.
 pub fn golden(name: &str) -> io::Result<Vec<GoldenPrompt>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
-    let bytes = fs::read(folder.join(format!("{name}.safetensors")))?;
+    golden_file(&folder.join(format!("{name}.safetensors")))
+}
+
+/// The prompts of any file of that kind.
+pub fn golden_file(path: &Path) -> io::Result<Vec<GoldenPrompt>> {
+    let bytes = fs::read(path)?;
     let file = SafeTensors::deserialize(&bytes).map_err(io::Error::other)?;
     let prompts = file.names().iter().filter(|name| name.starts_with("tokens_")).count();
     (0..prompts).map(|i| prompt(&file, i)).collect()

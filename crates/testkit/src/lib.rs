@@ -11,7 +11,7 @@ mod tensors;
 
 pub use demo::{Conversation, demo_conversations, write_demo};
 pub use distance::{Distance, top};
-pub use golden::{GoldenPrompt, golden};
+pub use golden::{GoldenPrompt, golden, golden_file};
 pub use layouts::{safetensors_bytes, write_hub, write_hub_sharded, write_original, write_safetensors};
 pub use philox::Philox;
 pub use spec::CheckpointSpec;

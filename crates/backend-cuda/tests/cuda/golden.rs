@@ -87,7 +87,7 @@ pub fn checkpoint(spec: &CheckpointSpec) -> tempfile::TempDir {
 
 /// Error and agreement over all positions of a file's prompts.
 #[derive(Default)]
-struct Distance {
+pub struct Distance {
     difference: f64,
     norm: f64,
     clear: u32,
@@ -95,6 +95,26 @@ struct Distance {
 }
 
 impl Distance {
+    /// Of all prompts, each in chunks of so many tokens.
+    pub fn measure(gpu: &mut Gpu, prompts: &[GoldenPrompt], chunk: usize) -> Self {
+        let mut distance = Self::default();
+        prompts.iter().for_each(|prompt| distance.add(prompt, &gpu.prompt(&prompt.tokens, chunk)));
+        distance
+    }
+
+    /// Prints both, beside what transformers shows in bfloat16.
+    pub fn print(&self, what: &str, bound: f64) {
+        let (error, agreement) = (self.error(), self.agreement());
+        println!("{what}: error {error:.2e}, bfloat16 {bound:.2e}, agreement {agreement:.4} of {}", self.clear);
+    }
+
+    /// Checks that neither is worse than allowed.
+    pub fn hold(&self, what: &str, bound: f64) {
+        let (error, agreement) = (self.error(), self.agreement());
+        assert!(error <= bound, "{what}: {error:.3e} > {bound:.3e}");
+        assert!(agreement >= AGREEMENT_MIN, "{what}: agreement {agreement}");
+    }
+
     fn add(&mut self, prompt: &GoldenPrompt, got: &[Vec<f32>]) {
         assert_eq!(got.len(), prompt.tokens.len());
         for (position, got) in got.iter().enumerate() {
@@ -119,7 +139,7 @@ impl Distance {
 }
 
 /// What transformers shows in bfloat16, over all positions of a file.
-fn bf16_error(prompts: &[GoldenPrompt]) -> f64 {
+pub fn bf16_error(prompts: &[GoldenPrompt]) -> f64 {
     let (mut difference, mut norm) = (0.0, 0.0);
     for prompt in prompts {
         let square: f64 = prompt.logits.iter().map(|l| f64::from(*l).powi(2)).sum();
@@ -142,12 +162,9 @@ fn goldens_are_matched_as_well_as_in_bfloat16() {
         {
             let what = format!("golden {name}, BF16, {how}, shards: {world}");
             let Some(mut gpu) = Gpu::divided(&what, folder.path(), BF16, false, world) else { return };
-            let mut distance = Distance::default();
-            prompts.iter().for_each(|prompt| distance.add(prompt, &gpu.prompt(&prompt.tokens, chunk)));
-            let (error, agreement) = (distance.error(), distance.agreement());
-            println!("{what}: error {error:.2e}, bfloat16 {bound:.2e}, agreement {agreement:.4} of {}", distance.clear);
-            assert!(error <= bound, "{what}: {error:.3e} > {bound:.3e}");
-            assert!(agreement >= AGREEMENT_MIN, "{what}: agreement {agreement}");
+            let distance = Distance::measure(&mut gpu, &prompts, chunk);
+            distance.print(&what, bound);
+            distance.hold(&what, bound);
         }
     }
 }
