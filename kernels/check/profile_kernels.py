@@ -157,12 +157,15 @@ def read(path):
 
 
 def trimmed(run, launches):
-    """From the first layer of the step on: what comes before is the self-test's, or of fewer streams."""
+    """From the first layer of the step on: what comes before is the self-test's, or of fewer streams. Of several streams one may
+    already have ended, so the step is the one with the most."""
     launches = list(launches)
     if run.prefill():
         starts = [i for i, launch in enumerate(launches) if launch.kernel == "rms_norm_rows" and launch.grid[0] == run.rows]
     else:
-        starts = [i for i, launch in enumerate(launches) if launch.kernel.startswith("attention_decode") and launch.grid[2] == run.rows]
+        attentions = {i: launch.grid[2] for i, launch in enumerate(launches) if launch.kernel.startswith("attention_decode")}
+        most = max(attentions.values(), default=0)
+        starts = [i for i, rows in attentions.items() if rows == most and (most > 1 or run.rows == 1)]
     if not starts:
         raise LookupError(f"no step of {run.rows} rows among {len(launches)} launches")
     return launches[starts[0]:]
