@@ -1,7 +1,7 @@
 //! The CPU backend against the conformance suite, on every instruction set this machine has.
 
 use tandem_backend::{
-    Precision, conformance,
+    Backend, DenseFormat, Precision, RowSource, conformance,
     cpu::{CpuBackend, CpuOptions, Isa},
 };
 
@@ -81,5 +81,55 @@ fn names_of_instruction_sets_parse_back() {
 fn small_cases_conform() {
     for precision in [Precision::Exact, Precision::Fast] {
         conformance::run_small(&backend(precision, Isa::Scalar, 2), precision);
+    }
+}
+
+/// A matrix of ones in BF16.
+struct Ones {
+    rows: usize,
+    cols: usize,
+}
+
+impl RowSource for Ones {
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn row_bytes(&self) -> usize {
+        2 * self.cols
+    }
+
+    fn read(&self, _first: usize, out: &mut [u8]) -> std::io::Result<()> {
+        let one = half::bf16::ONE.to_bits().to_le_bytes();
+        out.chunks_exact_mut(2).for_each(|value| value.copy_from_slice(&one));
+        Ok(())
+    }
+}
+
+/// An activation that is no finite number makes its row's products no numbers, and changes no other row.
+#[test]
+fn what_is_no_number_stays_none_and_in_its_row() {
+    const COLS: usize = 64;
+    let rows =
+        [(None, true), (Some(f32::NAN), false), (Some(-f32::NAN), false), (Some(f32::INFINITY), false), (None, true)];
+    for (isa, precision) in Isa::all_available().flat_map(|isa| [(isa, Precision::Exact), (isa, Precision::Fast)]) {
+        let backend = backend(precision, isa, 1);
+        for format in [DenseFormat::Bf16, DenseFormat::Q8, DenseFormat::Mxfp4] {
+            let matrix = backend.matrix(&Ones { rows: 16, cols: COLS }, format).unwrap();
+            let mut x = backend.buffer(rows.len(), COLS).unwrap();
+            for (row, (odd, _)) in rows.iter().enumerate() {
+                let mut values = [0.5; COLS];
+                values[40] = odd.unwrap_or(0.5);
+                backend.upload(&mut x, row, &values).unwrap();
+            }
+            let mut out = backend.buffer(rows.len(), 16).unwrap();
+            backend.linear(&x, rows.len(), &matrix, None, &mut out).unwrap();
+            let mut products = [0.0; 16];
+            for (row, (_, finite)) in rows.iter().enumerate() {
+                backend.download(&out, row, &mut products).unwrap();
+                let right = |product: &f32| if *finite { (product - 32.0).abs() < 0.1 } else { !product.is_finite() };
+                assert!(products.iter().all(right), "{isa}, {precision:?}, {format:?}, row {row}: {products:?}");
+            }
+        }
     }
 }

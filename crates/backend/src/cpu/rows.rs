@@ -84,14 +84,22 @@ impl Rows for Q8Rows {
         // SAFETY: the row exists and the group is ours.
         let (out, scale, sum) =
             unsafe { (self.values.slice(at * GROUP, GROUP), self.scales.slice(at, 1), self.sums.slice(at, 1)) };
-        let mut largest = [0.0_f32; 16];
+        // As integers magnitudes have the same order, and what is no number comes after infinity instead of getting lost.
+        let magnitude = |value: f32| value.to_bits() & 0x7fff_ffff;
+        let mut largest = [0_u32; 16];
         for l in 0..16 {
-            let (a, b) = (values[l].abs(), values[l + 16].abs());
-            largest[l] = if a > b { a } else { b };
+            largest[l] = magnitude(values[l]).max(magnitude(values[l + 16]));
         }
-        let mut amax = 0.0_f32;
+        let mut amax = 0;
         for m in largest {
-            amax = if m > amax { m } else { amax };
+            amax = amax.max(m);
+        }
+        let amax = f32::from_bits(amax);
+        if !amax.is_finite() {
+            // The group, and every product with it, is no number.
+            out.fill(0);
+            (scale[0], sum[0]) = (f32::NAN, 0);
+            return;
         }
         let inverse = if amax < TINY { 0.0 } else { 127.0 / amax };
         scale[0] = amax / 127.0;
