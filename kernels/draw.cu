@@ -1,21 +1,23 @@
-// Chooses one token for each row of logits: the likeliest (lowest id on a tie), or one drawn from the softmax at a
+// Chooses one token for each draw from a row of logits: the likeliest (lowest id on a tie), or one drawn from the softmax at a
 // temperature, by the inverse of the cumulative distribution in order of token id. The random number comes from the host.
-// A row may have a mask: a bit for each token that may be chosen, lowest first.
+// A draw may have a mask: a bit for each token that may be chosen, lowest first. Where no logit is a number, NO_TOKEN is given.
 //
-// Who computes what: block (chunk, row) finds its chunk's maximum and sum of weights; whichever block of a row comes last
+// Who computes what: block (chunk, draw) finds its chunk's maximum and sum of weights; whichever block of a draw comes last
 // adds up the chunks in order, finds the chunk that the target falls into, and walks it. Sums have a fixed order.
 //
-// Launch: (at most 64 chunks, rows), 256 threads. `arrived` [rows] is 0 and is left 0.
+// Launch: (at most 64 chunks, draws), 256 threads. `arrived` [draws] is 0 and is left 0.
 #include "tandem.cuh"
 
 constexpr int THREADS = 256;
-constexpr int ROWS_MAX = 64;
+constexpr int DRAWS_MAX = 64;
 constexpr int CHUNKS = 64; // of a row: the width of the grid
+constexpr u32 NO_TOKEN = 0xffffffff;
 
 struct Draws {
-    double uniform[ROWS_MAX];             // in [0, 1)
-    float inverse_temperature[ROWS_MAX];  // 0: take the likeliest
-    int mask[ROWS_MAX];                   // which mask; -1: all tokens may be chosen
+    double uniform[DRAWS_MAX];             // in [0, 1)
+    float inverse_temperature[DRAWS_MAX];  // 0: take the likeliest
+    int mask[DRAWS_MAX];                   // which mask; -1: all tokens may be chosen
+    int row[DRAWS_MAX];                    // of the logits
 };
 
 struct Chunk {
@@ -34,7 +36,10 @@ DEVICE float block_total(float x, float* sums) {
     return all;
 }
 
-DEVICE bool allowed(const u32* mask, int token) { return !mask || mask[token / 32] >> token % 32 & 1; }
+/// Whether a token may be chosen: what is not a number counts for nothing.
+DEVICE bool allowed(const float* logits, const u32* mask, int token) {
+    return (!mask || mask[token / 32] >> token % 32 & 1) && logits[token] > -INFINITY;
+}
 
 /// The largest logit allowed of `first .. end`, lowest token on a tie; all threads get it.
 DEVICE void block_largest(const float* logits, const u32* mask, int first, int end, float& value, int& token) {
@@ -42,7 +47,7 @@ DEVICE void block_largest(const float* logits, const u32* mask, int first, int e
     __shared__ int tokens[THREADS / WARP];
     value = -INFINITY, token = first;
     for (int i = first + threadIdx.x; i < end; i += THREADS)
-        if (allowed(mask, i) && logits[i] > value) value = logits[i], token = i;
+        if (allowed(logits, mask, i) && logits[i] > value) value = logits[i], token = i;
     for (int d = 16; d; d >>= 1) {
         float v = __shfl_xor_sync(ALL_LANES, value, d);
         int t = __shfl_xor_sync(ALL_LANES, token, d);
@@ -61,7 +66,7 @@ DEVICE int find(const float* logits, const u32* mask, int first, int end, float 
     __shared__ int found;
     int each = (end - first + THREADS - 1) / THREADS, begin = min(end, first + int(threadIdx.x) * each);
     int stop = min(end, begin + each);
-    auto weigh = [&](int i) { return allowed(mask, i) ? expf((logits[i] - largest) * inverse) : 0.0f; };
+    auto weigh = [&](int i) { return allowed(logits, mask, i) ? expf((logits[i] - largest) * inverse) : 0.0f; };
     double mine = 0;
     for (int i = begin; i < stop; i++) mine += weigh(i);
     sums[threadIdx.x] = mine;
@@ -98,25 +103,25 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     __shared__ Chunk all[CHUNKS];
     __shared__ double shares[CHUNKS];
     wait_for_predecessor();
-    int row = blockIdx.y, count = gridDim.x, each = (vocab + count - 1) / count;
-    const float* logits = all_logits + (u64)row * vocab;
-    Chunk* chunks = all_chunks + row * count;
-    float inverse = draws.inverse_temperature[row];
-    const u32* mask = draws.mask[row] < 0 ? nullptr : masks + (u64)draws.mask[row] * ((vocab + 31) / 32);
+    int draw = blockIdx.y, count = gridDim.x, each = (vocab + count - 1) / count;
+    const float* logits = all_logits + (u64)draws.row[draw] * vocab;
+    Chunk* chunks = all_chunks + draw * count;
+    float inverse = draws.inverse_temperature[draw];
+    const u32* mask = draws.mask[draw] < 0 ? nullptr : masks + (u64)draws.mask[draw] * ((vocab + 31) / 32);
     int first = blockIdx.x * each, end = min(vocab, first + each);
     Chunk mine;
     block_largest(logits, mask, first, end, mine.largest, mine.token);
     float total = 0;
     if (inverse > 0)
         for (int i = first + threadIdx.x; i < end; i += THREADS)
-            if (allowed(mask, i)) total += expf((logits[i] - mine.largest) * inverse);
+            if (allowed(logits, mask, i)) total += expf((logits[i] - mine.largest) * inverse);
     mine.total = mine.largest == -INFINITY ? 0.0f : block_total(total, sums);
     if (threadIdx.x == 0) {
         __stcg(&chunks[blockIdx.x].largest, mine.largest);
         __stcg(&chunks[blockIdx.x].token, mine.token);
         __stcg(&chunks[blockIdx.x].total, mine.total);
         __threadfence();
-        last = atomicAdd(arrived + row, 1) == count - 1;
+        last = atomicAdd(arrived + draw, 1) == count - 1;
     }
     __syncthreads();
     if (!last) return;
@@ -133,13 +138,17 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         shares[threadIdx.x] = its == -INFINITY ? 0.0 : double(all[threadIdx.x].total) * expf((its - largest) * inverse);
     }
     __syncthreads();
+    if (threadIdx.x == 0) arrived[draw] = 0;
+    if (largest == -INFINITY || largest == INFINITY) {
+        if (threadIdx.x == 0) tokens[draw] = NO_TOKEN;
+        return;
+    }
     if (threadIdx.x == 0) {
-        arrived[row] = 0;
         chosen = 0;
         if (inverse > 0) {
             double total = 0;
             for (int i = 0; i < count; i++) total += shares[i];
-            double wanted = draws.uniform[row] * total, sum = 0;
+            double wanted = draws.uniform[draw] * total, sum = 0;
             for (int i = 0; i < count; i++) {
                 if (shares[i] > 0) chosen = i, target = wanted - sum;
                 if (sum + shares[i] > wanted) break;
@@ -155,8 +164,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     if (inverse > 0) {
         int from = chosen * each;
         int token = find(logits, mask, from, min(vocab, from + each), all[chosen].largest, inverse, target);
-        if (threadIdx.x == 0) tokens[row] = token;
+        if (threadIdx.x == 0) tokens[draw] = token;
     } else if (threadIdx.x == 0) {
-        tokens[row] = all[chosen].token;
+        tokens[draw] = all[chosen].token;
     }
 }

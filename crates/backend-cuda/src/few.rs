@@ -422,19 +422,23 @@ impl CudaBackend {
     pub(crate) fn draw_some(
         &self,
         logits: &CudaBuffer,
-        first: usize,
-        draws: &[Draw],
+        draws: &[(usize, Draw)],
         tokens: &mut [u32],
     ) -> Result<(), BackendError> {
         const LIKELIEST: f32 = 0.0;
         const ALL: i32 = -1;
-        let mut list =
-            DrawList { uniform: [0.0; DRAWS_MAX], inverse_temperature: [LIKELIEST; DRAWS_MAX], mask: [ALL; DRAWS_MAX] };
+        let mut list = DrawList {
+            uniform: [0.0; DRAWS_MAX],
+            inverse_temperature: [LIKELIEST; DRAWS_MAX],
+            mask: [ALL; DRAWS_MAX],
+            row: [0; DRAWS_MAX],
+        };
         let words = logits.width.div_ceil(32);
         let mut state = self.state();
         let State { scratch, chosen, masks, .. } = &mut *state;
         let mut masked = 0;
-        for (i, draw) in draws.iter().enumerate() {
+        for (i, (row, draw)) in draws.iter().enumerate() {
+            list.row[i] = *row as i32;
             list.uniform[i] = draw.uniform;
             list.inverse_temperature[i] = if draw.temperature > 0.0 { draw.temperature.recip() } else { LIKELIEST };
             if let Some(mask) = &draw.mask {
@@ -451,7 +455,7 @@ impl CudaBackend {
             None => chosen.insert(PinnedMemory::new(&self.device, work::chosen())?),
         };
         let mut arguments = [
-            logits.row(first).into(),
+            logits.row(0).into(),
             logits.width.into(),
             Argument::Pointer(masks),
             chunks.into(),
@@ -514,7 +518,7 @@ pub(crate) struct RowList {
     pub(crate) rows: [i32; GATHER_MAX],
 }
 
-/// Rows of one launch of `draw.cu`, and blocks of a row.
+/// Draws of one launch of `draw.cu`, and blocks of a draw.
 pub(crate) const DRAWS_MAX: usize = 64;
 pub(crate) const DRAW_CHUNKS: usize = 64;
 
@@ -524,6 +528,7 @@ struct DrawList {
     uniform: [f64; DRAWS_MAX],
     inverse_temperature: [f32; DRAWS_MAX],
     mask: [i32; DRAWS_MAX],
+    row: [i32; DRAWS_MAX],
 }
 
 /// Splits of attention of `n` single rows: two to three blocks a multiprocessor; a window is never split.

@@ -274,14 +274,14 @@ impl Backend for CudaBackend {
 
     const DRAWS: bool = true;
 
-    fn draw(&self, logits: &CudaBuffer, draws: &[Draw], tokens: &mut [u32]) -> Result<(), BackendError> {
-        logits.check("logits", draws.len(), logits.width)?;
+    fn draw(&self, logits: &CudaBuffer, draws: &[(usize, Draw)], tokens: &mut [u32]) -> Result<(), BackendError> {
+        let rows = draws.iter().map(|(row, _)| row + 1).max().unwrap_or(0);
+        logits.check("logits", rows, logits.width)?;
         if draws.len() != tokens.len() {
             return Err(BackendError::Shape(format!("{} draws of {} tokens", draws.len(), tokens.len())));
         }
-        for (chunk, some) in draws.chunks(DRAWS_MAX).enumerate() {
-            let first = chunk * DRAWS_MAX;
-            self.draw_some(logits, first, some, &mut tokens[first..first + some.len()])?;
+        for (some, tokens) in draws.chunks(DRAWS_MAX).zip(tokens.chunks_mut(DRAWS_MAX)) {
+            self.draw_some(logits, some, tokens)?;
         }
         Ok(())
     }

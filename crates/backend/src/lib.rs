@@ -119,6 +119,9 @@ pub struct Draw {
     pub mask: Option<Arc<[u32]>>,
 }
 
+/// What a draw gives where no logit that may be chosen is a finite number.
+pub const NO_TOKEN: u32 = u32::MAX;
+
 /// A device that runs gpt-oss, operation by operation, in the order called.
 ///
 /// Activations are row-major `f32` buffers `[rows, width]`; an operation reads and writes the first `n` rows, where `n`
@@ -294,8 +297,8 @@ pub trait Backend: Send {
 
     /// Whether [`Backend::draw`] works. Where it does not, logits are brought to the host.
     const DRAWS: bool = false;
-    /// Chooses `tokens[i]` from row `i` of `logits` as `draws[i]` says.
-    fn draw(&self, _logits: &Self::Buffer, _draws: &[Draw], _tokens: &mut [u32]) -> Result<(), BackendError> {
+    /// Chooses `tokens[i]` as `draws[i]` says: from which row of `logits`, and how; [`NO_TOKEN`] where that cannot be.
+    fn draw(&self, _logits: &Self::Buffer, _draws: &[(usize, Draw)], _tokens: &mut [u32]) -> Result<(), BackendError> {
         Err(BackendError::Unsupported("this device draws no tokens".into()))
     }
 

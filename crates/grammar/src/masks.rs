@@ -1,6 +1,7 @@
-//! The masks of all slots of a worker, computed beside the model's work.
+//! The masks of all slots of a worker, computed on demand, or beside the model's work where they are needed often.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Builder;
@@ -12,11 +13,16 @@ use crate::mask::Mask;
 use crate::rules::Rules;
 use crate::walk::Walk;
 
-/// A mask that takes longer has something wrong with it.
+/// Longest wait of those who did not wait until all was ready: what takes longer has something wrong with it.
 const WAIT_MAX: Duration = Duration::from_secs(30);
 
-/// Follows constrained slots on threads of its own: the next mask is computed from the moment a token is known, while
-/// the model already works on what follows it.
+/// Follows constrained slots, and has threads of its own for what takes long: compiling, catching up with what a request
+/// wrote before, and masks that somebody will want.
+///
+/// Inside a string, where a mask is dear, most tokens that a model draws are allowed; where few are, a mask is cheap. So
+/// one that is asked for when a token was refused says nothing about the next, and is computed there and then. One that was
+/// asked for outright, because a device draws under it, is followed by others: these are computed ahead. That is decided by
+/// calls alone, never by time, so that all ranks spend the same on a grammar and come to its limits together.
 pub struct Masks {
     slots: HashMap<u32, Slot>,
     /// Tells stays in the same slot apart.
@@ -29,10 +35,26 @@ struct Slot {
     stay: u64,
     /// `None` while a thread has it.
     lane: Option<Lane>,
+    demand: Demand,
 }
 
-/// A walk and its next mask; or why there is none.
-type Lane = Result<(Walk, Mask), String>;
+/// Where a request stands; or why it cannot go on.
+type Lane = Result<Place, String>;
+
+struct Place {
+    walk: Walk,
+    /// The next mask, once it was computed.
+    mask: Option<Mask>,
+}
+
+/// What was asked since the latest token.
+#[derive(Default)]
+struct Demand {
+    /// About single tokens.
+    tokens: bool,
+    /// For the mask, before anything else.
+    mask_outright: bool,
+}
 
 struct Job {
     slot: u32,
@@ -41,10 +63,10 @@ struct Job {
 }
 
 enum Task {
-    /// Compile and catch up.
+    /// Compile and catch up, then compute the mask.
     Begin { constraint: Constraint, output: Vec<u32> },
-    /// Take one more token.
-    Push { walk: Box<Walk>, token: u32 },
+    /// Take one more token, if there is one, then compute the mask.
+    Mask { place: Box<Place>, token: Option<u32> },
 }
 
 struct Done {
@@ -69,7 +91,7 @@ impl Masks {
     fn send(&mut self, slot: u32, task: Task) {
         let Some(Slot { stay, .. }) = self.slots.get(&slot) else { return };
         if self.jobs.send(Job { slot, stay: *stay, task }).is_err() {
-            self.put_back(Done { slot, stay: *stay, lane: Err("the threads that compute masks are gone".into()) });
+            self.put_back(Done { slot, stay: *stay, lane: Err(GONE.into()) });
         }
     }
 
@@ -80,50 +102,138 @@ impl Masks {
     }
 
     /// Waits until a slot's lane is here.
-    fn await_lane(&mut self, slot: u32) -> Result<(), String> {
-        let deadline = Instant::now() + WAIT_MAX;
+    fn await_lane(&mut self, slot: u32, until: Instant) -> Result<(), String> {
+        let began = Instant::now();
         while self.slots.get(&slot).is_some_and(|slot| slot.lane.is_none()) {
-            match self.done.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            match self.done.recv_timeout(until.saturating_duration_since(Instant::now())) {
                 Ok(done) => self.put_back(done),
-                Err(RecvTimeoutError::Timeout) => return Err(format!("no mask came within {WAIT_MAX:?}")),
-                Err(RecvTimeoutError::Disconnected) => return Err("the threads that compute masks are gone".into()),
+                Err(RecvTimeoutError::Timeout) => {
+                    return Err(format!("following the constraint took longer than {:?}", until - began));
+                }
+                Err(RecvTimeoutError::Disconnected) => return Err(GONE.into()),
             }
         }
         Ok(())
     }
+
+    /// A slot where it stands, waited for.
+    fn slot(&mut self, slot: u32) -> Result<&mut Slot, String> {
+        self.await_lane(slot, Instant::now() + WAIT_MAX)?;
+        self.slots.get_mut(&slot).ok_or_else(|| "the slot has no constraint".into())
+    }
 }
+
+const GONE: &str = "the threads that follow constraints are gone";
 
 impl Masker for Masks {
     fn begin(&mut self, slot: u32, constraint: &Constraint, output: &[u32]) {
         let stay = self.next_stay;
         self.next_stay += 1;
-        self.slots.insert(slot, Slot { stay, lane: None });
+        self.slots.insert(slot, Slot { stay, lane: None, demand: Demand::default() });
         self.send(slot, Task::Begin { constraint: constraint.clone(), output: output.to_vec() });
     }
 
     fn push(&mut self, slot: u32, token: u32) {
-        if let Err(reason) = self.await_lane(slot) {
-            tracing::warn!(slot, reason, "following a constraint");
-            self.slots.entry(slot).and_modify(|slot| slot.lane = Some(Err(reason)));
-        }
-        let Some(entry) = self.slots.get_mut(&slot) else { return };
+        let entry = match self.slot(slot) {
+            Ok(entry) => entry,
+            Err(reason) => {
+                tracing::warn!(slot, reason, "following a constraint");
+                self.slots.entry(slot).and_modify(|slot| slot.lane = Some(Err(reason)));
+                return;
+            }
+        };
+        let ahead = entry.demand.next();
         match entry.lane.take() {
-            Some(Ok((walk, _))) => self.send(slot, Task::Push { walk: Box::new(walk), token }),
+            Some(Ok(place)) if ahead => self.send(slot, Task::Mask { place: Box::new(place), token: Some(token) }),
+            Some(Ok(place)) => entry.lane = Some(guarded(|| place.after(token))),
             failed => entry.lane = failed,
         }
     }
 
-    fn mask(&mut self, slot: u32) -> Result<Arc<[u32]>, String> {
-        self.await_lane(slot)?;
-        match self.slots.get(&slot).and_then(|slot| slot.lane.as_ref()) {
-            Some(Ok((_, mask))) => Ok(mask.clone()),
-            Some(Err(reason)) => Err(reason.clone()),
-            None => Err("the slot has no constraint".into()),
+    fn order(&mut self, slot: u32) {
+        let Some(entry) = self.slots.get_mut(&slot) else { return };
+        entry.demand.mask();
+        // A thread that has the lane computes the mask in any case.
+        match entry.lane.take() {
+            Some(Ok(place)) if place.mask.is_none() => {
+                self.send(slot, Task::Mask { place: Box::new(place), token: None });
+            }
+            other => entry.lane = other,
         }
+    }
+
+    fn ready(&mut self, slot: u32, until: Instant) -> Result<(), String> {
+        self.await_lane(slot, until)?;
+        match self.slots.get(&slot).and_then(|slot| slot.lane.as_ref()) {
+            Some(Err(reason)) => Err(reason.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    fn allows(&mut self, slot: u32, token: u32) -> Result<bool, String> {
+        let entry = self.slot(slot)?;
+        entry.demand.tokens = true;
+        entry.with_place(|place| place.walk.allows(token))
+    }
+
+    fn mask(&mut self, slot: u32) -> Result<Arc<[u32]>, String> {
+        let entry = self.slot(slot)?;
+        entry.demand.mask();
+        entry.with_place(Place::mask)
     }
 
     fn end(&mut self, slot: u32) {
         self.slots.remove(&slot);
+    }
+}
+
+impl Slot {
+    /// Does something with a lane that is here; what fails there ends the lane.
+    fn with_place<T>(&mut self, what: impl FnOnce(&mut Place) -> Result<T, String>) -> Result<T, String> {
+        match self.lane.as_mut() {
+            Some(Ok(place)) => {
+                let result = guarded(|| what(place));
+                if let Err(reason) = &result {
+                    self.lane = Some(Err(reason.clone()));
+                }
+                result
+            }
+            Some(Err(reason)) => Err(reason.clone()),
+            None => Err("the constraint is still being followed".into()),
+        }
+    }
+}
+
+impl Place {
+    /// The beginning, and so many tokens on.
+    fn begin(constraint: &Constraint, output: &[u32]) -> Lane {
+        let rules = Rules::of(constraint).map_err(|error| error.to_string())?;
+        let mut walk = Walk::new(&rules).map_err(|error| error.to_string())?;
+        output.iter().try_for_each(|&token| walk.push(token))?;
+        Ok(Self { walk, mask: None })
+    }
+
+    fn after(mut self, token: u32) -> Lane {
+        self.walk.push(token)?;
+        Ok(Self { mask: None, ..self })
+    }
+
+    fn mask(&mut self) -> Result<Mask, String> {
+        if self.mask.is_none() {
+            self.mask = Some(self.walk.mask()?);
+        }
+        self.mask.clone().ok_or_else(|| "no mask was computed".into())
+    }
+}
+
+impl Demand {
+    fn mask(&mut self) {
+        self.mask_outright |= !self.tokens;
+    }
+
+    /// Goes on to the next token: whether to compute its mask ahead.
+    fn next(&mut self) -> bool {
+        std::mem::take(self).mask_outright
     }
 }
 
@@ -132,8 +242,7 @@ fn serve(jobs: &Mutex<Receiver<Job>>, done: &Sender<Done>) {
     loop {
         let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(Job { slot, stay, task }) = job else { return };
-        let lane = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(task)));
-        let lane = lane.unwrap_or_else(|_| Err("computing a mask panicked".into()));
+        let lane = guarded(|| work(task));
         if done.send(Done { slot, stay, lane }).is_err() {
             return;
         }
@@ -141,18 +250,16 @@ fn serve(jobs: &Mutex<Receiver<Job>>, done: &Sender<Done>) {
 }
 
 fn work(task: Task) -> Lane {
-    let mut walk = match task {
-        Task::Begin { constraint, output } => {
-            let rules = Rules::of(&constraint).map_err(|error| error.to_string())?;
-            let mut walk = Walk::new(&rules).map_err(|error| error.to_string())?;
-            output.iter().try_for_each(|&token| walk.push(token))?;
-            walk
-        }
-        Task::Push { mut walk, token } => {
-            walk.push(token)?;
-            *walk
-        }
+    let mut place = match task {
+        Task::Begin { constraint, output } => Place::begin(&constraint, &output)?,
+        Task::Mask { place, token: Some(token) } => place.after(token)?,
+        Task::Mask { place, token: None } => *place,
     };
-    let mask = walk.mask()?;
-    Ok((walk, mask))
+    place.mask()?;
+    Ok(place)
+}
+
+/// A panic is an error of the one request.
+fn guarded<T>(what: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(what)).unwrap_or_else(|_| Err("following the constraint panicked".into()))
 }

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use llguidance::Matcher;
-use tandem_harmony::special::{CALL, CHANNEL, END, ENDOFTEXT, MESSAGE, RETURN, START};
-use tandem_harmony::{Channel, Event, Parser, ToolNames};
+use tandem_harmony::special::{CALL, CHANNEL, END, ENDOFTEXT, FIRST_SPECIAL, MESSAGE, RETURN, START};
+use tandem_harmony::{Channel, Event, Parser, Tokenizer, ToolNames};
 
 use crate::cache;
 use crate::header;
@@ -13,8 +13,9 @@ use crate::rules::{Reply, Rules, RulesError};
 
 /// One request's way through its rules.
 ///
-/// [`mask`](Self::mask) says which tokens may come next, and [`push`](Self::push) takes the one that came. What is read
-/// where is up to the parser that also reads the reply for the client, so both always mean the same text.
+/// [`mask`](Self::mask) says which tokens may come next, [`allows`](Self::allows) whether one may, and
+/// [`push`](Self::push) takes the one that came. What is read where is up to the parser that also reads the reply for the
+/// client, so both always mean the same text.
 pub struct Walk {
     state: State,
     /// `None` for a raw text.
@@ -92,6 +93,18 @@ impl Walk {
         }
     }
 
+    /// Whether `token` may come next: what its bit in [`mask`](Self::mask) says, without computing the others.
+    pub fn allows(&mut self, token: u32) -> Result<bool, String> {
+        match &mut self.state {
+            State::Header(matcher) => admits(matcher, token),
+            State::Bound { matcher, exits } if token >= FIRST_SPECIAL => {
+                Ok(exits.0.contains(&token) && admits(matcher, RETURN)?)
+            }
+            State::Bound { matcher, .. } => admits(matcher, token),
+            _ => Ok(mask::contains(&self.mask()?, token)),
+        }
+    }
+
     /// Takes the next token. Fails where it was none of those allowed.
     pub fn push(&mut self, token: u32) -> Result<(), String> {
         let events = match &mut self.reply {
@@ -156,6 +169,25 @@ impl Walk {
 /// A mask in words; the bit of `<|return|>` says whether the text may end.
 fn words(matcher: &mut Matcher) -> Result<Vec<u32>, String> {
     matcher.compute_mask_or_eos().map(Vec::from).map_err(|error| first_line(&error))
+}
+
+/// One bit of [`words`]. Where the grammar forces its next bytes, only the token that the tokenizer would make of them is
+/// allowed, though others would fit.
+fn admits(matcher: &mut Matcher, token: u32) -> Result<bool, String> {
+    if let Some(error) = matcher.get_error() {
+        return Err(first_line(&error));
+    }
+    if matcher.is_stopped() {
+        return Ok(token == RETURN);
+    }
+    if let Some(&forced) = matcher.compute_ff_tokens().first() {
+        return Ok(token == forced);
+    }
+    if token as usize >= Tokenizer::VOCAB_SIZE {
+        return Ok(false);
+    }
+    let admitted = matcher.validate_tokens(&[token]).map_err(|error| first_line(&error))?;
+    Ok(admitted == 1)
 }
 
 fn first_line(error: &impl std::fmt::Display) -> String {

@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::{Random, read, write};
+use std::time::{Duration, Instant};
+
+use common::{Random, allows, read, write};
 use serde_json::{Value, json};
 use tandem_grammar::{Call, Content, Masks, Reply, Rules, RulesError, Walk};
 use tandem_harmony::{Tokenizer, special};
@@ -38,10 +40,6 @@ fn passed(rules: &Reply, text: &str) -> (usize, usize) {
         walk.push(token).unwrap();
     }
     (tokens.len(), tokens.len())
-}
-
-fn allows(mask: &[u32], token: u32) -> bool {
-    mask[token as usize / 32] >> (token % 32) & 1 == 1
 }
 
 fn is_allowed(rules: &Reply, text: &str) -> bool {
@@ -218,6 +216,36 @@ fn masks_follow_from_rules_and_tokens_alone() {
     assert_eq!(first.mask(5).unwrap(), walk.mask().unwrap());
 }
 
+/// Whether masks were computed ahead, on demand, or not at all.
+#[test]
+fn what_is_allowed_does_not_depend_on_who_asked_for_masks() {
+    let rules = Rules::Reply(Reply { answer: Some(Content::Json(json!({"type": "object"}))), ..tools() });
+    let constraint = rules.constraint().unwrap();
+    let mut random = Random(11);
+    let mut masks = Masks::start(2).unwrap();
+    for _ in 0..5 {
+        let Some(written) = write(&rules, &mut random, 400) else { continue };
+        // Slot 0 has every mask asked for, slot 1 none after the first, slot 2 some.
+        (0..3).for_each(|slot| masks.begin(slot, &constraint, &[]));
+        for (at, &token) in written.iter().enumerate() {
+            let whole = masks.mask(0).unwrap();
+            let asked = [token, random.below(300) as u32, random.below(Tokenizer::VOCAB_SIZE) as u32];
+            for token in asked {
+                (0..3).for_each(|slot| assert_eq!(masks.allows(slot, token), Ok(allows(&whole, token)), "at {at}"));
+            }
+            if random.below(2) == 0 {
+                masks.order(2);
+            }
+            if random.below(3) == 0 {
+                assert_eq!(masks.mask(2).unwrap(), whole, "at {at}");
+            }
+            (0..3).for_each(|slot| masks.push(slot, token));
+        }
+        assert_eq!(masks.mask(1).unwrap(), masks.mask(0).unwrap());
+        (0..3).for_each(|slot| masks.end(slot));
+    }
+}
+
 #[test]
 fn slots_are_apart() {
     let constraint = |word: &str| Rules::Text(Content::Choice(vec![word.into()])).constraint().unwrap();
@@ -237,6 +265,20 @@ fn slots_are_apart() {
     let first = Tokenizer::shared().encode("omega")[0];
     assert!(allows(&masks.mask(0).unwrap(), first));
     assert!(masks.mask(9).is_err());
+}
+
+/// Compiling takes its time, and whoever cannot wait for it is told so and may ask again.
+#[test]
+fn a_wait_ends_when_it_was_said_to() {
+    let properties: serde_json::Map<String, Value> = (0..2000).map(|i| (format!("p{i}"), schema())).collect();
+    let rules = Rules::Text(Content::Json(json!({"type": "object", "properties": properties})));
+    let mut masks = Masks::start(1).unwrap();
+    // Not checked before, so that it is not in the cache.
+    masks.begin(1, &Constraint::new(serde_json::to_string(&rules).unwrap()), &[]);
+    let error = masks.ready(1, Instant::now()).unwrap_err();
+    assert!(error.contains("took longer"), "{error}");
+    masks.ready(1, Instant::now() + Duration::from_secs(60)).unwrap();
+    assert!(masks.mask(1).is_ok());
 }
 
 #[test]

@@ -57,6 +57,11 @@ impl Link {
         self.world
     }
 
+    /// How long it waits for the others before it fails.
+    pub fn deadline(&self) -> Duration {
+        self.deadline
+    }
+
     /// Adds up every rank's `values` in place: rank 0's, plus rank 1's, and so on, so that all ranks hold the same bits. Any
     /// length, the same on every rank.
     ///

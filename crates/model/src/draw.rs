@@ -3,10 +3,20 @@
 //! Weights are summed as whole numbers of 2^-44, so that a sum is the same in whatever pieces it is added up: ranks that
 //! have some of the tokens each draw what one worker with all of them draws.
 
-/// Turns logits into weights in place: probabilities but for a common factor, the one of `max`, the largest of all, being 1.
+/// Weights of logits: probabilities but for a common factor, the one of `max`, the largest of all, being 1.
+pub fn weights(logits: &[f32], max: f32, temperature: f32) -> impl Iterator<Item = f32> {
+    logits.iter().copied().map(weight(max, temperature))
+}
+
+/// The same in place.
 pub fn weigh(logits: &mut [f32], max: f32, temperature: f32) {
+    let weight = weight(max, temperature);
+    logits.iter_mut().for_each(|logit| *logit = weight(*logit));
+}
+
+fn weight(max: f32, temperature: f32) -> impl Fn(f32) -> f32 {
     let scale = 1.0 / temperature;
-    logits.iter_mut().for_each(|logit| *logit = ((*logit - max) * scale).exp());
+    move |logit| ((logit - max) * scale).exp()
 }
 
 /// Sum of weights, in units of 2^-44. A vocabulary of up to 2^19 fits.
@@ -28,18 +38,19 @@ pub fn find(weights: &[f32], target: u64) -> Option<usize> {
     })
 }
 
-/// Index of the largest value, the first on a tie.
-pub fn argmax(logits: &[f32]) -> usize {
-    let mut best = 0;
+/// Index of the largest value, the first on a tie; `None` where none is larger than minus infinity. What is not a number
+/// counts for nothing.
+pub fn argmax(logits: &[f32]) -> Option<usize> {
+    let (mut best, mut largest) = (None, f32::NEG_INFINITY);
     for (i, logit) in logits.iter().enumerate() {
-        if *logit > logits[best] {
-            best = i;
+        if *logit > largest {
+            (best, largest) = (Some(i), *logit);
         }
     }
     best
 }
 
-/// The largest value.
+/// The largest value, of those that are numbers.
 pub fn max(logits: &[f32]) -> f32 {
     logits.iter().copied().fold(f32::NEG_INFINITY, f32::max)
 }
@@ -64,9 +75,8 @@ mod tests {
 
     #[test]
     fn pieces_add_up_and_a_target_is_found_where_it_lies() {
-        let mut weights: Vec<f32> = (0..1000).map(|i| ((i * 7919) % 1000) as f32 / 100.0).collect();
-        let largest = max(&weights);
-        weigh(&mut weights, largest, 0.7);
+        let logits: Vec<f32> = (0..1000).map(|i| ((i * 7919) % 1000) as f32 / 100.0).collect();
+        let weights: Vec<f32> = weights(&logits, max(&logits), 0.7).collect();
         let whole = sum(&weights);
         for cut in [1, 333, 999] {
             let (head, tail) = weights.split_at(cut);

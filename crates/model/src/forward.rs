@@ -7,7 +7,9 @@ mod unembed;
 
 use std::time::{Duration, Instant};
 
-use tandem_backend::{Backend, BackendError, Batch, DenseFormat, Draw, ExpertCount, KvFormat, Rope, StepLimits};
+use tandem_backend::{
+    Backend, BackendError, Batch, DenseFormat, Draw, ExpertCount, KvFormat, NO_TOKEN, Rope, StepLimits,
+};
 use tandem_step::{Capacity, Pool};
 
 use self::layer::{Layer, Pools, Ranks, Scratch};
@@ -264,15 +266,45 @@ impl<B: Backend> Model<B> {
     }
 
     /// Tokens chosen from the logits of the given rows of the last [`Model::forward`], without bringing all of these to the
-    /// host, or without exchanging them.
+    /// host, or without exchanging them; [`NO_TOKEN`](tandem_backend::NO_TOKEN) where no logit is a finite number.
     pub fn draw(&mut self, rows: &[(usize, Draw)]) -> Result<Vec<u32>, ModelError> {
-        let mut tokens = vec![0; rows.len()];
-        for (some, tokens) in rows.chunks(LOGIT_ROWS).zip(tokens.chunks_mut(LOGIT_ROWS)) {
-            let (indices, draws): (Vec<usize>, Vec<Draw>) = some.iter().cloned().unzip();
-            self.unembedding.compute(&self.backend, &self.scratch.residual, &indices)?;
-            self.unembedding.draw(&self.backend, &draws, self.exchange.as_deref_mut(), tokens)?;
+        let mut tokens = Vec::with_capacity(rows.len());
+        for some in rows.chunks(LOGIT_ROWS) {
+            let indices: Vec<usize> = some.iter().map(|(row, _)| *row).collect();
+            self.unembed(&indices)?;
+            let draws: Vec<(usize, Draw)> = some.iter().map(|(_, draw)| draw.clone()).enumerate().collect();
+            tokens.extend(self.draw_unembedded(&draws)?);
         }
         Ok(tokens)
+    }
+
+    /// Computes logits of the given rows of the last [`Model::forward`], at most [`LOGIT_ROWS`], to draw from.
+    pub fn unembed(&mut self, rows: &[usize]) -> Result<(), ModelError> {
+        Ok(self.unembedding.compute(&self.backend, &self.scratch.residual, rows)?)
+    }
+
+    /// The same as [`Model::draw`], from rows of the last [`Model::unembed`], each as often as one likes.
+    pub fn draw_unembedded(&mut self, draws: &[(usize, Draw)]) -> Result<Vec<u32>, ModelError> {
+        let mut tokens = vec![NO_TOKEN; draws.len()];
+        self.unembedding.draw(&self.backend, draws, self.exchange.as_deref_mut(), &mut tokens)?;
+        Ok(tokens)
+    }
+
+    /// How long ranks wait for one another at the most, where there are any.
+    pub fn exchange_deadline(&self) -> Option<Duration> {
+        self.exchange.as_ref().map(|exchange| exchange.deadline())
+    }
+
+    /// Replaces each flag by whether any rank has set it. One that is alone keeps its own.
+    pub fn any_rank(&mut self, flags: &mut [bool]) -> Result<(), ModelError> {
+        let Some(exchange) = self.exchange.as_deref_mut().filter(|_| !flags.is_empty()) else { return Ok(()) };
+        let mine: Vec<u8> = flags.iter().map(|flag| u8::from(*flag)).collect();
+        let mut all = vec![0; mine.len() * exchange.world()];
+        exchange.all_gather(&mine, &mut all)?;
+        for theirs in all.chunks_exact(mine.len()) {
+            flags.iter_mut().zip(theirs).for_each(|(flag, theirs)| *flag |= *theirs != 0);
+        }
+        Ok(())
     }
 
     /// Rank and world, where this is one rank's shard of several.

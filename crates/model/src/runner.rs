@@ -1,17 +1,18 @@
 //! Runs step plans on a [`Model`]: everything a worker remembers from step to step lives here.
 
+mod choose;
+
 use std::sync::Arc;
 use std::time::Instant;
 
-use tandem_backend::{Backend, Batch, Draw, Sequence};
+use tandem_backend::{Backend, Batch, Sequence};
 use tandem_step::{
-    BlockAssignment, BlockCopy, Capacity, Input, Masker, Pool, Row, RowResult, Sampling, Start, StepPlan, StepResult,
-    StepTimings,
+    BlockAssignment, BlockCopy, Capacity, Input, Masker, Pool, Row, Sampling, Start, StepPlan, StepResult, StepTimings,
 };
 
 use crate::ExpertTally;
 use crate::forward::{Model, ModelError};
-use crate::sampler::{self, History, logprobs, sample};
+use crate::sampler::{History, Sampler};
 use crate::tally::Counting;
 
 /// A request as the worker sees it.
@@ -20,6 +21,8 @@ struct Slot {
     history: History,
     /// Whether the masker follows it.
     constrained: bool,
+    /// Why it cannot go on, if it cannot: its tokens mean nothing from there on.
+    failed: Option<String>,
     /// Tokens generated so far.
     generated: u32,
     /// The token sampled last, for [`Input::Sampled`].
@@ -33,6 +36,7 @@ impl Slot {
         Self {
             history: History::new(&start.history, start.generated as usize),
             constrained: start.constraint.is_some(),
+            failed: None,
             sampling: start.sampling,
             generated: start.generated,
             sampled: None,
@@ -57,20 +61,13 @@ impl Slot {
 /// Entries of block tables that were never assigned: those before a sliding window. Never read.
 const UNASSIGNED: u32 = u32::MAX;
 
-/// What is wanted from the logits of one row of the batch.
-enum Want {
-    /// The next token of plan row `.0`.
-    Token(usize),
-    /// The log-probability of `target`, with `top` alternatives, for plan row `row`.
-    Score { row: usize, target: u32, top: u8 },
-}
-
 /// A model and the state of its slots.
 pub struct Runner<B: Backend> {
     model: Model<B>,
     slots: Vec<Option<Slot>>,
     /// Follows the constrained ones among them.
     masker: Option<Box<dyn Masker>>,
+    sampler: Sampler,
     /// Epoch and step of the last plan.
     last: Option<(u64, u64)>,
     /// Where somebody measures how many experts are read.
@@ -81,7 +78,7 @@ impl<B: Backend> Runner<B> {
     /// A runner with all slots free.
     pub fn new(model: Model<B>) -> Self {
         let slots = (0..model.capacity().max_streams).map(|_| None).collect();
-        Self { model, slots, masker: None, last: None, counting: None }
+        Self { model, slots, masker: None, sampler: Sampler::default(), last: None, counting: None }
     }
 
     /// The same runner, able to run requests with a constraint.
@@ -111,7 +108,7 @@ impl<B: Backend> Runner<B> {
         let tokens = self.admit_rows(plan)?;
         self.forward(plan, &tokens)?;
         let forwarded = Instant::now();
-        let rows = self.choose(plan, &tokens)?;
+        let rows = self.choose(plan, tokens.len())?;
         if let Some(counting) = &self.counting {
             counting.after(&self.model)?;
         }
@@ -223,93 +220,6 @@ impl<B: Backend> Runner<B> {
         self.model.forward(&Batch { tokens, sequences: &sequences })
     }
 
-    /// Samples and scores.
-    fn choose(&mut self, plan: &StepPlan, tokens: &[u32]) -> Result<Vec<RowResult>, ModelError> {
-        let mut results: Vec<RowResult> = plan.rows.iter().map(|row| RowResult::empty(row.slot)).collect();
-        let (drawn, wanted) = self.share_out(plan, tokens.len())?;
-        if !drawn.is_empty() {
-            self.draw(plan, drawn, &mut results)?;
-        }
-        let (rows, wants): (Vec<usize>, Vec<Want>) = wanted.into_iter().unzip();
-        let (slots, masker) = (&mut self.slots, &mut self.masker);
-        self.model.logits(&rows, |i, logits| match wants[i] {
-            Want::Score { row, target, top } => results[row].scores.push(logprobs(logits, target, top)),
-            Want::Token(row) => {
-                let next = next_position(&plan.rows[row]);
-                let index = plan.rows[row].slot;
-                if let Some(slot) = slots[index as usize].as_mut() {
-                    let masker = masker.as_mut().filter(|_| slot.constrained);
-                    slot.choose(logits, next, masker.map(|masker| (masker, index)), &mut results[row]);
-                }
-            }
-        })?;
-        Ok(results)
-    }
-
-    /// Has the model choose tokens: `(row of the batch, row of the plan, how)`. Masks are waited for here, while a
-    /// device is still busy with the forward pass.
-    fn draw(
-        &mut self,
-        plan: &StepPlan,
-        drawn: Vec<(usize, usize, Draw)>,
-        results: &mut [RowResult],
-    ) -> Result<(), ModelError> {
-        let mut draws = Vec::with_capacity(drawn.len());
-        let mut rows = Vec::with_capacity(drawn.len());
-        for (at, row, mut draw) in drawn {
-            let slot = plan.rows[row].slot;
-            if let Some(masker) = self.masker_of(slot)? {
-                match masker.mask(slot) {
-                    Ok(mask) => draw.mask = Some(mask),
-                    Err(reason) => results[row].error = Some(reason),
-                }
-            }
-            draws.push((at, draw));
-            rows.push(row);
-        }
-        let tokens = self.model.draw(&draws)?;
-        for (row, token) in rows.into_iter().zip(tokens) {
-            let slot = plan.rows[row].slot;
-            if results[row].error.is_none()
-                && let Some(masker) = self.masker_of(slot)?
-            {
-                masker.push(slot, token);
-            }
-            slot_mut(&mut self.slots, slot)?.take(token, &mut results[row]);
-        }
-        Ok(())
-    }
-
-    /// The masker, if it follows this slot.
-    fn masker_of(&mut self, slot: u32) -> Result<Option<&mut Box<dyn Masker>>, ModelError> {
-        let constrained = slot_ref(&self.slots, slot)?.constrained;
-        Ok(self.masker.as_mut().filter(|_| constrained))
-    }
-
-    /// What is wanted of which rows of the batch: tokens that the model can draw (with their plan row), and the rest.
-    #[allow(clippy::type_complexity)]
-    fn share_out(
-        &self,
-        plan: &StepPlan,
-        tokens: usize,
-    ) -> Result<(Vec<(usize, usize, Draw)>, Vec<(usize, Want)>), ModelError> {
-        let (mut drawn, mut rest) = (Vec::new(), Vec::new());
-        for (row, want) in wanted(plan, tokens)? {
-            let draw = match want {
-                Want::Token(index) if self.model.draws() => {
-                    let slot = slot_ref(&self.slots, plan.rows[index].slot)?;
-                    slot.plain_draw(next_position(&plan.rows[index])).map(|draw| (row, index, draw))
-                }
-                _ => None,
-            };
-            match draw {
-                Some(draw) => drawn.push(draw),
-                None => rest.push((row, want)),
-            }
-        }
-        Ok((drawn, rest))
-    }
-
     fn check_block(&self, pool: Pool, block: u32) -> Result<(), ModelError> {
         let capacity = self.capacity();
         let blocks = match pool {
@@ -318,80 +228,6 @@ impl<B: Backend> Runner<B> {
         };
         if block < blocks { Ok(()) } else { bad(format!("block {block} of {blocks} in the {pool:?} pool")) }
     }
-}
-
-/// Position of the token that a row's logits lead to.
-fn next_position(row: &Row) -> u32 {
-    row.position + row.input.len() as u32
-}
-
-impl Slot {
-    /// How the token at `position` is drawn, if a temperature, and a mask that comes later, are all there is to it.
-    fn plain_draw(&self, position: u32) -> Option<Draw> {
-        if self.sampling.logprobs.is_none() {
-            sampler::plain_draw(&self.sampling, self.generated, position)
-        } else {
-            None
-        }
-    }
-
-    /// Takes note of the token chosen for it.
-    fn take(&mut self, token: u32, result: &mut RowResult) {
-        result.token = Some(token);
-        self.sampled = Some(token);
-        self.generated += 1;
-        if self.sampling.needs_history() {
-            self.history.push(token);
-        }
-    }
-
-    /// Samples the token at `position` from `logits`, as far as the masker allows, which knows the slot by a number.
-    fn choose(
-        &mut self,
-        logits: &mut [f32],
-        position: u32,
-        masker: Option<(&mut Box<dyn Masker>, u32)>,
-        result: &mut RowResult,
-    ) {
-        let (mask, masker) = match masker {
-            Some((masker, slot)) => (Some(masker.mask(slot)), Some((masker, slot))),
-            None => (None, None),
-        };
-        let mask = mask.transpose().unwrap_or_else(|reason| {
-            result.error = Some(reason);
-            None
-        });
-        // Log-probabilities are the model's own, so a copy is kept where sampling is about to change the logits.
-        let own = self.sampling.logprobs.map(|top| (top, logits.to_vec()));
-        let token = sample(logits, mask.as_deref(), &self.sampling, &self.history, self.generated, position);
-        if let (Some((masker, slot)), true) = (masker, mask.is_some()) {
-            masker.push(slot, token);
-        }
-        result.logprobs = own.map(|(top, own)| logprobs(&own, token, top));
-        self.take(token, result);
-    }
-}
-
-/// Which rows of the batch need logits, in ascending order, and what for.
-fn wanted(plan: &StepPlan, tokens: usize) -> Result<Vec<(usize, Want)>, ModelError> {
-    let mut wants = Vec::new();
-    let mut first = 0;
-    for (index, row) in plan.rows.iter().enumerate() {
-        if let Some(score) = &row.score {
-            if score.targets.len() > row.input.len() {
-                return bad(format!("{} targets for {} tokens", score.targets.len(), row.input.len()));
-            }
-            for (i, target) in score.targets.iter().enumerate() {
-                wants.push((first + i, Want::Score { row: index, target: *target, top: score.top }));
-            }
-        }
-        first += row.input.len();
-        if row.sample {
-            wants.push((first - 1, Want::Token(index)));
-        }
-    }
-    debug_assert_eq!(first, tokens);
-    Ok(wants)
 }
 
 /// Every position a row reads or writes must have a block.

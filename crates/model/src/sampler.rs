@@ -1,6 +1,7 @@
 //! Choosing a token from logits.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use tandem_backend::Draw;
 use tandem_step::{Sampling, TokenLogprobs};
@@ -34,56 +35,117 @@ impl History {
     }
 }
 
-/// Chooses the token at `position` from `logits`, which are changed on the way. `generated` tokens came before it.
-///
-/// Order: mask, penalties, bias, suppression, temperature, min_p, top_k, top_p, draw. `mask`, where given, leaves at
-/// least one token, and suppression takes none away if it would take all.
-pub fn sample(
-    logits: &mut [f32],
-    mask: Option<&[u32]>,
-    sampling: &Sampling,
-    history: &History,
-    generated: u32,
-    position: u32,
-) -> u32 {
-    if let Some(mask) = mask {
-        apply_mask(logits, mask);
+/// What a token has to keep to, asked one by one or for all at once.
+pub trait Limit {
+    /// Whether this token may be chosen.
+    fn allows(&mut self, token: u32) -> Result<bool, String>;
+
+    /// Which may: one bit per token id, 32 to a word, lowest bit first, at least one set; ids beyond its end may not.
+    fn mask(&mut self) -> Result<Arc<[u32]>, String>;
+}
+
+/// Chooses tokens, with working memory of its own.
+#[derive(Default)]
+pub struct Sampler {
+    weights: Vec<f32>,
+}
+
+impl Sampler {
+    /// Chooses the token at `position` from `logits`, which are changed on the way. `generated` tokens came before it.
+    ///
+    /// Order: penalties, bias, suppression, temperature, min_p, top_k, top_p, draw. A token drawn so is the one unless
+    /// `limit` forbids it. Then a mask of those allowed comes before all the rest, and a second draw with another random
+    /// number decides; suppression takes none away there if it would take all.
+    ///
+    /// Where nothing is truncated both together are a draw from those allowed, in proportion to their probabilities: the
+    /// first gives each its own and what was forbidden is divided among all in proportion. The likeliest of all, if
+    /// allowed, is the likeliest of those allowed. So a mask is needed only where the first draw was in vain, and whether
+    /// one was at hand changes nothing.
+    pub fn sample(
+        &mut self,
+        logits: &mut [f32],
+        limit: Option<&mut dyn Limit>,
+        sampling: &Sampling,
+        history: &History,
+        generated: u32,
+        position: u32,
+    ) -> Result<u32, String> {
+        penalise(logits, sampling, history);
+        bias(logits, sampling);
+        let suppressed: &[u32] = if generated < sampling.suppress_until { &sampling.suppress } else { &[] };
+        let held = suppress(logits, suppressed);
+        let place = self.draw(logits, sampling, uniform(sampling.seed, position, Attempt::First));
+        let token = place.ok_or(NO_NUMBERS)? as u32;
+        let Some(limit) = limit else { return Ok(token) };
+        if limit.allows(token)? {
+            return Ok(token);
+        }
+        held.into_iter().for_each(|(token, logit)| logits[token as usize] = logit);
+        let allowed = allowed(logits, &limit.mask()?, suppressed);
+        let (tokens, logits): (Vec<u32>, Vec<f32>) = allowed.into_iter().unzip();
+        let place = self.draw(&logits, sampling, uniform(sampling.seed, position, Attempt::Second));
+        Ok(tokens[place.ok_or(NO_NUMBERS)?])
     }
-    penalise(logits, sampling, history);
-    bias(logits, sampling);
-    if generated < sampling.suppress_until && mask.is_none_or(|mask| leaves_any(mask, &sampling.suppress)) {
-        suppress(logits, &sampling.suppress);
-    }
-    if sampling.temperature <= 0.0 || sampling.top_k == 1 {
-        return draw::argmax(logits) as u32;
-    }
-    let max = draw::max(logits);
-    draw::weigh(logits, max, sampling.temperature);
-    let uniform = uniform(sampling.seed, position);
-    if sampling.top_k == 0 && sampling.top_p >= 1.0 && sampling.min_p <= 0.0 {
-        draw::find(logits, draw::target(uniform, draw::sum(logits))).unwrap_or(0) as u32
-    } else {
-        draw_from(&truncate(logits, sampling), uniform)
+
+    /// The place of the logit chosen; `None` where none is a number.
+    fn draw(&mut self, logits: &[f32], sampling: &Sampling, uniform: f64) -> Option<usize> {
+        if is_greedy(sampling) {
+            return draw::argmax(logits).filter(|place| logits[*place].is_finite());
+        }
+        let max = Some(draw::max(logits)).filter(|max| max.is_finite())?;
+        self.weights.clear();
+        self.weights.extend(draw::weights(logits, max, sampling.temperature));
+        if is_truncated(sampling) {
+            Some(draw_from(&truncate(&self.weights, sampling), uniform) as usize)
+        } else {
+            draw::find(&self.weights, draw::target(uniform, draw::sum(&self.weights)))
+        }
     }
 }
 
-/// How the token at `position` is drawn, a mask aside, where neither penalties, biases nor truncation have a say; `None`
-/// where they do.
+/// Why no token can be chosen.
+pub const NO_NUMBERS: &str = "the model's logits are no finite numbers";
+
+/// The tokens that `mask` allows, with their logits, in ascending order: without those suppressed, unless these are all.
+fn allowed(logits: &[f32], mask: &[u32], suppressed: &[u32]) -> Vec<(u32, f32)> {
+    let set = |word: u32| (0..32).filter(move |bit| word >> bit & 1 == 1);
+    let of_word = |(index, word): (usize, &u32)| set(*word).map(move |bit| 32 * index as u32 + bit);
+    let ids = mask.iter().enumerate().filter(|(_, word)| **word != 0).flat_map(of_word);
+    let of_id = |id: u32| logits.get(id as usize).map(|logit| (id, *logit));
+    let all: Vec<(u32, f32)> = ids.filter_map(of_id).collect();
+    let left: Vec<(u32, f32)> = all.iter().copied().filter(|(id, _)| !suppressed.contains(id)).collect();
+    if left.is_empty() { all } else { left }
+}
+
+fn is_greedy(sampling: &Sampling) -> bool {
+    sampling.temperature <= 0.0 || sampling.top_k == 1
+}
+
+fn is_truncated(sampling: &Sampling) -> bool {
+    sampling.top_k != 0 || sampling.top_p < 1.0 || sampling.min_p > 0.0
+}
+
+/// How the token at `position` is drawn at first, where neither penalties, biases nor truncation have a say; `None` where
+/// they do.
 pub fn plain_draw(sampling: &Sampling, generated: u32, position: u32) -> Option<Draw> {
     let suppressed = generated < sampling.suppress_until && !sampling.suppress.is_empty();
     if sampling.needs_history() || !sampling.logit_bias.is_empty() || suppressed {
         return None;
     }
-    let greedy = sampling.temperature <= 0.0 || sampling.top_k == 1;
-    let truncated = sampling.top_k != 0 || sampling.top_p < 1.0 || sampling.min_p > 0.0;
-    match (greedy, truncated) {
-        (true, _) => Some(Draw { temperature: 0.0, uniform: 0.0, mask: None }),
-        (false, false) => {
-            let uniform = uniform(sampling.seed, position);
-            Some(Draw { temperature: sampling.temperature, uniform, mask: None })
-        }
-        (false, true) => None,
+    if is_greedy(sampling) {
+        Some(Draw { temperature: 0.0, uniform: 0.0, mask: None })
+    } else if is_truncated(sampling) {
+        None
+    } else {
+        let uniform = uniform(sampling.seed, position, Attempt::First);
+        Some(Draw { temperature: sampling.temperature, uniform, mask: None })
     }
+}
+
+/// The draw that decides where `first` gave a token that is not allowed: among those that `mask` allows.
+pub fn second_draw(first: &Draw, sampling: &Sampling, position: u32, mask: Arc<[u32]>) -> Draw {
+    let uniform = uniform(sampling.seed, position, Attempt::Second);
+    Draw { temperature: first.temperature, uniform, mask: Some(mask) }
 }
 
 /// Log-probabilities of `token` and of the `top` likeliest under the model's own distribution.
@@ -94,8 +156,24 @@ pub fn logprobs(logits: &[f32], token: u32, top: u8) -> TokenLogprobs {
     TokenLogprobs { token, logprob: logprob(token), top }
 }
 
-/// Takes away the tokens whose bit in `mask` is not set: one bit per token id, 32 to a word, lowest bit first.
-pub fn apply_mask(logits: &mut [f32], mask: &[u32]) {
+/// Whether `mask` allows a token: one bit per token id, 32 to a word, lowest bit first.
+pub fn allows(mask: &[u32], token: u32) -> bool {
+    mask.get(token as usize / 32).is_some_and(|word| word >> (token % 32) & 1 == 1)
+}
+
+/// Takes away the tokens whose bit in `mask` is not set, from logits of the tokens from `first` on.
+pub fn apply_mask_from(first: usize, logits: &mut [f32], mask: &[u32]) {
+    let (head, rest) = logits.split_at_mut((first.next_multiple_of(32) - first).min(logits.len()));
+    for (token, logit) in (first..).zip(head) {
+        if !allows(mask, token as u32) {
+            *logit = f32::NEG_INFINITY;
+        }
+    }
+    apply_mask(rest, mask.get(first.div_ceil(32)..).unwrap_or_default());
+}
+
+/// The same for logits of the tokens from 0 on: one bit per token id, 32 to a word, lowest bit first.
+fn apply_mask(logits: &mut [f32], mask: &[u32]) {
     for (index, logits) in logits.chunks_mut(32).enumerate() {
         match mask.get(index).copied().unwrap_or(0) {
             u32::MAX => {}
@@ -109,26 +187,6 @@ pub fn apply_mask(logits: &mut [f32], mask: &[u32]) {
             }
         }
     }
-}
-
-/// The same for logits of the tokens from `first` on.
-pub fn apply_mask_from(first: usize, logits: &mut [f32], mask: &[u32]) {
-    let (head, rest) = logits.split_at_mut((first.next_multiple_of(32) - first).min(logits.len()));
-    for (token, logit) in (first..).zip(head) {
-        if mask.get(token / 32).is_none_or(|word| word >> (token % 32) & 1 == 0) {
-            *logit = f32::NEG_INFINITY;
-        }
-    }
-    apply_mask(rest, mask.get(first.div_ceil(32)..).unwrap_or_default());
-}
-
-/// Whether `mask` allows a token that is not in `suppressed`.
-fn leaves_any(mask: &[u32], suppressed: &[u32]) -> bool {
-    let of_word = |index: usize| {
-        let inside = suppressed.iter().filter(|token| **token as usize / 32 == index);
-        inside.fold(0, |bits: u32, token| bits | 1 << (token % 32))
-    };
-    mask.iter().enumerate().any(|(index, word)| *word != 0 && word & !of_word(index) != 0)
 }
 
 /// Repetition as in CTRL (Keskar et al. 2019), presence and frequency as OpenAI documents them.
@@ -154,12 +212,15 @@ fn bias(logits: &mut [f32], sampling: &Sampling) {
     }
 }
 
-fn suppress(logits: &mut [f32], tokens: &[u32]) {
+/// Takes tokens away and returns what their logits were.
+fn suppress(logits: &mut [f32], tokens: &[u32]) -> Vec<(u32, f32)> {
+    let mut held = Vec::with_capacity(tokens.len());
     for token in tokens {
-        if let Some(logit) = logits.get_mut(*token as usize) {
-            *logit = f32::NEG_INFINITY;
+        if let Some(logit) = logits.get_mut(*token as usize).filter(|logit| **logit != f32::NEG_INFINITY) {
+            held.push((*token, std::mem::replace(logit, f32::NEG_INFINITY)));
         }
     }
+    held
 }
 
 fn log_sum_exp(logits: &[f32]) -> f64 {
@@ -234,9 +295,22 @@ fn draw_from(kept: &[(u32, f32)], uniform: f64) -> u32 {
     kept.last().map_or(0, |(token, _)| *token)
 }
 
-/// A number in [0, 1) from seed and position alone: two rounds of SplitMix64's finaliser (Steele et al. 2014).
-fn uniform(seed: u64, position: u32) -> f64 {
-    let mixed = mix(mix(seed).wrapping_add(u64::from(position)).wrapping_add(0x9e37_79b9_7f4a_7c15));
+/// Which of a position's two random numbers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Attempt {
+    First,
+    Second,
+}
+
+/// A number in [0, 1) from seed, position and attempt alone: two rounds of SplitMix64's finaliser (Steele et al. 2014), and
+/// a third for the second attempt.
+fn uniform(seed: u64, position: u32, attempt: Attempt) -> f64 {
+    const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
+    let first = mix(mix(seed).wrapping_add(u64::from(position)).wrapping_add(GAMMA));
+    let mixed = match attempt {
+        Attempt::First => first,
+        Attempt::Second => mix(first.wrapping_add(GAMMA)),
+    };
     (mixed >> 11) as f64 / (1u64 << 53) as f64
 }
 
@@ -253,7 +327,28 @@ mod tests {
     const LOGITS: [f32; 6] = [0.5, 2.0, -1.0, 2.0, 1.0, f32::NEG_INFINITY];
 
     fn choose(sampling: &Sampling, position: u32) -> u32 {
-        sample(&mut LOGITS.clone(), None, sampling, &History::default(), 0, position)
+        sample(&LOGITS, sampling, &History::default(), 0, position)
+    }
+
+    fn sample(logits: &[f32], sampling: &Sampling, history: &History, generated: u32, position: u32) -> u32 {
+        Sampler::default().sample(&mut logits.to_vec(), None, sampling, history, generated, position).unwrap()
+    }
+
+    /// A limit with a mask at hand, and how often it was needed.
+    struct Masked<'a> {
+        mask: &'a [u32],
+        needed: u32,
+    }
+
+    impl Limit for Masked<'_> {
+        fn allows(&mut self, token: u32) -> Result<bool, String> {
+            Ok(allows(self.mask, token))
+        }
+
+        fn mask(&mut self) -> Result<Arc<[u32]>, String> {
+            self.needed += 1;
+            Ok(self.mask.into())
+        }
     }
 
     /// Shares of each token over many positions.
@@ -305,20 +400,17 @@ mod tests {
         logits[500] = 1000.0_f32.ln();
         let sampling = Sampling { top_p: 0.45, ..Sampling::default() };
         for position in 0..200 {
-            assert_eq!(sample(&mut logits.clone(), None, &sampling, &History::default(), 0, position), 500);
+            assert_eq!(sample(&logits, &sampling, &History::default(), 0, position), 500);
         }
         let sampling = Sampling { top_p: 0.95, ..Sampling::default() };
-        let others =
-            (0..200).filter(|p| sample(&mut logits.clone(), None, &sampling, &History::default(), 0, *p) != 500);
+        let others = (0..200).filter(|p| sample(&logits, &sampling, &History::default(), 0, *p) != 500);
         assert!(others.count() > 50);
     }
 
     #[test]
     fn penalties_bias_and_suppression() {
         let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
-        let pick = |sampling: &Sampling, history: &History, generated| {
-            sample(&mut LOGITS.clone(), None, sampling, history, generated, 0)
-        };
+        let pick = |sampling: &Sampling, history: &History, generated| sample(&LOGITS, sampling, history, generated, 0);
         let none = History::default();
         let seen = History::new(&[1, 3, 3], 2);
         assert_eq!(pick(&Sampling { presence_penalty: 0.5, ..greedy.clone() }, &seen, 2), 1);
@@ -334,7 +426,9 @@ mod tests {
     #[test]
     fn a_mask_leaves_what_it_allows() {
         let pick = |sampling: &Sampling, mask: &[u32], generated| {
-            sample(&mut LOGITS.clone(), Some(mask), sampling, &History::default(), generated, 0)
+            let mut limit = Masked { mask, needed: 0 };
+            let (logits, history) = (&mut LOGITS.clone(), History::default());
+            Sampler::default().sample(logits, Some(&mut limit), sampling, &history, generated, 0).unwrap()
         };
         let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
         assert_eq!(pick(&greedy, &[0b01_0101], 0), 4);
@@ -347,6 +441,43 @@ mod tests {
         assert_eq!(pick(&quiet, &[0b01_0100], 3), 2);
         assert_eq!(pick(&quiet, &[0b01_0000], 3), 4);
         assert_eq!(pick(&quiet, &[0b01_0100], 9), 4);
+    }
+
+    #[test]
+    fn draws_under_a_limit_follow_what_is_left_of_the_softmax() {
+        let (allowed, draws) = ([0, 2, 3], 40_000);
+        let sampling = Sampling { seed: 5, ..Sampling::default() };
+        let mut limit = Masked { mask: &[0b00_1101], needed: 0 };
+        let mut shares = [0.0; 6];
+        for position in 0..draws {
+            let logits = &mut LOGITS.clone();
+            let token =
+                Sampler::default().sample(logits, Some(&mut limit), &sampling, &History::default(), 0, position);
+            shares[token.unwrap() as usize] += 1.0 / f64::from(draws);
+        }
+        let weight = |token: usize| f64::from(LOGITS[token]).exp();
+        let total: f64 = allowed.iter().map(|token| weight(*token)).sum();
+        for (token, share) in shares.iter().enumerate() {
+            let want = if allowed.contains(&token) { weight(token) / total } else { 0.0 };
+            assert!((share - want).abs() < 0.01, "{token}: {share}, not {want}");
+        }
+        // Tokens 1 and 4 are drawn first, in vain, with their own probability.
+        let forbidden = (weight(1) + weight(4)) / LOGITS.iter().map(|logit| f64::from(*logit).exp()).sum::<f64>();
+        assert!((f64::from(limit.needed) / f64::from(draws) - forbidden).abs() < 0.01, "{}", limit.needed);
+    }
+
+    #[test]
+    fn logits_that_are_no_numbers_are_an_error() {
+        for temperature in [0.0, 1.0] {
+            let sampling = Sampling { temperature, ..Sampling::default() };
+            let sample = |logits: &mut [f32]| {
+                Sampler::default().sample(logits, None, &sampling, &History::default(), 0, 0).map_err(|_| ())
+            };
+            assert_eq!(sample(&mut [f32::NAN; 40]), Err(()));
+            assert_eq!(sample(&mut [f32::NEG_INFINITY; 40]), Err(()));
+            assert_eq!(sample(&mut [0.0, f32::INFINITY]), Err(()));
+            assert_eq!(sample(&mut [f32::NAN, 1.0, f32::NEG_INFINITY]), Ok(1));
+        }
     }
 
     #[test]

@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
@@ -32,19 +33,31 @@ impl From<Constraint> for String {
 }
 
 /// Says which tokens a constrained request may choose next. Every rank of a worker has one of its own, and all come to
-/// the same masks: nothing decides them but the constraint and the tokens.
+/// the same answers: nothing decides them but the constraint and the tokens.
 ///
-/// A worker calls [`push`](Self::push) as soon as it knows a token and [`mask`](Self::mask) as late as it can, when it
-/// is about to sample the next: between the two the mask is computed while the device works.
+/// Whether one token may come next ([`allows`](Self::allows)) is known in microseconds; a [`mask`](Self::mask), which says
+/// it of all, takes a hundred times as long. So a mask is computed when a token was refused; or ahead, from the moment a
+/// token is known while the device works on what follows it, where the mask before was asked for outright.
+///
+/// An error is the request's end.
 pub trait Masker: Send {
-    /// A request takes a slot. `output`: what it has generated before, if it was preempted.
+    /// A request takes a slot. `output`: what it has generated before, if it was preempted. Returns at once.
     fn begin(&mut self, slot: u32, constraint: &Constraint, output: &[u32]);
 
-    /// The slot's next token. Returns without waiting for the mask that follows from it.
+    /// The slot's next token. Returns without waiting for a mask.
     fn push(&mut self, slot: u32, token: u32);
 
+    /// Asks for the slot's mask and returns at once.
+    fn order(&mut self, slot: u32);
+
+    /// Waits until everything is there that was begun for the slot, so that what follows does not wait.
+    fn ready(&mut self, slot: u32, until: Instant) -> Result<(), String>;
+
+    /// Whether this token may come next: whether its bit is set in the mask.
+    fn allows(&mut self, slot: u32, token: u32) -> Result<bool, String>;
+
     /// Which tokens may come next, one bit per token id, 32 to a word, lowest bit first; at least one is set, and ids
-    /// beyond the end are not allowed. Waits for it. An error is the request's end.
+    /// beyond the end are not allowed. Computed here and now unless it was before.
     fn mask(&mut self, slot: u32) -> Result<Arc<[u32]>, String>;
 
     /// The slot's request is over or preempted.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Suite, data::Random};
-use crate::{Backend, Draw};
+use crate::{Backend, Draw, NO_TOKEN};
 
 /// A device sums weights in f32: where the random number falls this close to a border, either side will do.
 const BORDER: f64 = 1e-4;
@@ -16,6 +16,7 @@ pub(super) fn run<B: Backend>(suite: &mut Suite<'_, B>) {
         random(suite, rows, vocab);
     }
     ties(suite);
+    no_numbers(suite);
 }
 
 pub(super) fn small<B: Backend>(suite: &mut Suite<'_, B>) {
@@ -35,12 +36,16 @@ fn random<B: Backend>(suite: &mut Suite<'_, B>, rows: usize, vocab: usize) {
         uniform: [0.0_f64, 0.999_999_9, 0.5][row % 3].max(random.below(1000) as f64 / 1000.0),
         mask: (row % 5 < 2).then(|| mask(&logits[row * vocab..][..vocab], row, random)),
     };
-    let draws: Vec<Draw> = (0..rows).map(|row| draw(row, &mut random)).collect();
+    let mut draws: Vec<(usize, Draw)> = (0..rows).map(|row| (row, draw(row, &mut random))).collect();
+    // Rows in any order, some of them twice: with a mask and without.
+    draws.reverse();
+    let again: Vec<(usize, Draw)> = draws.iter().filter(|(_, draw)| draw.mask.is_some()).cloned().collect();
+    draws.extend(again.into_iter().map(|(row, draw)| (row, Draw { mask: None, ..draw })));
     let buffer = suite.upload(&logits, vocab);
-    let mut tokens = vec![0; rows];
+    let mut tokens = vec![0; draws.len()];
     suite.backend.draw(&buffer, &draws, &mut tokens).unwrap();
-    for ((logits, draw), token) in logits.chunks(vocab).zip(&draws).zip(&tokens) {
-        check(logits, draw, *token as usize);
+    for ((row, draw), token) in draws.iter().zip(&tokens) {
+        check(&logits[row * vocab..][..vocab], draw, *token as usize);
     }
     suite.outputs.extend(tokens.iter().map(|token| *token as f32));
 }
@@ -92,6 +97,20 @@ fn ties<B: Backend>(suite: &mut Suite<'_, B>) {
     logits[..300].fill(-1.0);
     let buffer = suite.upload(&logits, 1000);
     let mut tokens = [0];
-    suite.backend.draw(&buffer, &[Draw { temperature: 0.0, uniform: 0.0, mask: None }], &mut tokens).unwrap();
+    suite.backend.draw(&buffer, &[(0, Draw { temperature: 0.0, uniform: 0.0, mask: None })], &mut tokens).unwrap();
     assert_eq!(tokens, [300], "the lowest id of equals");
+}
+
+/// Logits of which none can be chosen.
+fn no_numbers<B: Backend>(suite: &mut Suite<'_, B>) {
+    let mut logits = vec![f32::NAN; 3000];
+    logits[1000..2000].fill(f32::NEG_INFINITY);
+    logits[2500] = 0.0;
+    let buffer = suite.upload(&logits, 1000);
+    for temperature in [0.0, 1.0] {
+        let draw = |row| (row, Draw { temperature, uniform: 0.5, mask: None });
+        let mut tokens = [0; 3];
+        suite.backend.draw(&buffer, &[draw(0), draw(1), draw(2)], &mut tokens).unwrap();
+        assert_eq!(tokens, [NO_TOKEN, NO_TOKEN, 500], "at temperature {temperature}");
+    }
 }

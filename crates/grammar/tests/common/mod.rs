@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test file uses what it needs")]
 
 use tandem_grammar::{Rules, Walk};
-use tandem_harmony::{Event, Parser, STOP_TOKENS, Tokenizer, ToolNames};
+use tandem_harmony::{Event, Parser, STOP_TOKENS, Tokenizer, ToolNames, special};
 
 /// Numbers without end (Steele et al. 2014).
 pub struct Random(pub u64);
@@ -27,8 +27,13 @@ pub fn write(rules: &Rules, random: &mut Random, budget: usize) -> Option<Vec<u3
     let mut walk = Walk::new(rules).expect("the rules compile");
     let mut tokens = Vec::new();
     while tokens.len() < budget {
+        let some: Vec<(u32, bool)> = questions(random).map(|token| (token, walk.allows(token).unwrap())).collect();
         let mask = walk.mask().expect("there is a way on");
         let token = draw(&mask, random);
+        for (token, allowed) in some.into_iter().chain([(token, true)]) {
+            assert_eq!(allowed, allows(&mask, token), "token {token} after {tokens:?}");
+        }
+        assert!(walk.allows(token).unwrap(), "token {token} after {tokens:?}");
         walk.push(token).expect("what the mask allows is taken");
         tokens.push(token);
         if STOP_TOKENS.contains(&token) {
@@ -36,6 +41,19 @@ pub fn write(rules: &Rules, random: &mut Random, budget: usize) -> Option<Vec<u3
         }
     }
     None
+}
+
+/// Tokens to ask about one by one: a few of all, of the short ones that grammars are made of, and of the control tokens.
+fn questions(random: &mut Random) -> impl Iterator<Item = u32> {
+    let all = Tokenizer::VOCAB_SIZE as u32;
+    let ranges = [0..all, 0..all, 0..300, 0..300, 0..1000, special::FIRST_SPECIAL..special::FIRST_SPECIAL + 16];
+    let of = |range: std::ops::Range<u32>| range.start + random.below(range.len()) as u32;
+    ranges.map(of).into_iter().chain([special::RETURN, special::END, Tokenizer::VOCAB_SIZE as u32 + 5])
+}
+
+/// Whether a token's bit is set.
+pub fn allows(mask: &[u32], token: u32) -> bool {
+    mask.get(token as usize / 32).is_some_and(|word| word >> (token % 32) & 1 == 1)
 }
 
 fn draw(mask: &[u32], random: &mut Random) -> u32 {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use bytemuck::{Pod, Zeroable};
-use tandem_backend::Draw;
+use tandem_backend::{Draw, NO_TOKEN};
 
 use crate::draw;
 use crate::sampler::apply_mask_from;
@@ -18,7 +18,8 @@ struct Candidate {
 }
 
 /// Chooses `tokens[i]` as `draws[i]` says from row `i` of the logits of all ranks, of which this one has those of the
-/// tokens in `vocab`, `[draws.len(), vocab.len()]`, which are used up. Every rank gets what a single worker would draw.
+/// tokens in `vocab`, `[draws.len(), vocab.len()]`, which are used up. Every rank gets what a single worker would draw, or
+/// [`NO_TOKEN`] where it would find no finite number.
 pub(super) fn draw_among_ranks(
     logits: &mut [f32],
     vocab: &Range<usize>,
@@ -33,14 +34,16 @@ pub(super) fn draw_among_ranks(
     }
     let best = likeliest(logits, vocab, exchange)?;
     for (token, best) in tokens.iter_mut().zip(&best) {
-        *token = best.token;
+        *token = if best.logit.is_finite() { best.token } else { NO_TOKEN };
     }
     if draws.iter().all(|draw| draw.temperature <= 0.0) {
         return Ok(());
     }
     for ((row, draw), best) in logits.chunks_exact_mut(vocab.len()).zip(draws).zip(&best) {
-        if draw.temperature > 0.0 {
-            draw::weigh(row, best.logit, draw.temperature);
+        match draw.temperature > 0.0 {
+            true if best.logit.is_finite() => draw::weigh(row, best.logit, draw.temperature),
+            true => row.fill(0.0),
+            false => {}
         }
     }
     draw_by_weight(logits, vocab, draws, exchange, tokens)
@@ -54,7 +57,10 @@ fn likeliest(
 ) -> Result<Vec<Candidate>, ExchangeError> {
     let of_row = |row: &[f32]| {
         let best = draw::argmax(row);
-        Candidate { logit: row[best], token: (vocab.start + best) as u32 }
+        Candidate {
+            logit: best.map_or(f32::NEG_INFINITY, |best| row[best]),
+            token: best.map_or(NO_TOKEN, |best| (vocab.start + best) as u32),
+        }
     };
     let mine: Vec<Candidate> = logits.chunks_exact(vocab.len()).map(of_row).collect();
     let all = gather(&mine, exchange)?;

@@ -58,11 +58,11 @@ impl<B: Backend> Unembedding<B> {
         Ok(())
     }
 
-    /// Draws from the logits computed last: with the other ranks, or on the device that has them all.
+    /// Draws from rows of the logits computed last: with the other ranks, or on the device that has them all.
     pub(super) fn draw(
         &mut self,
         backend: &B,
-        draws: &[Draw],
+        draws: &[(usize, Draw)],
         exchange: Option<&mut (dyn Exchange + 'static)>,
         tokens: &mut [u32],
     ) -> Result<(), ModelError> {
@@ -70,9 +70,17 @@ impl<B: Backend> Unembedding<B> {
         let Some(exchange) = exchange else {
             return Ok(backend.draw(&head.logits, draws, tokens)?);
         };
-        let mine = &mut mine[..draws.len() * head.vocab.len()];
-        backend.download(&head.logits, 0, mine)?;
-        Ok(draw_among_ranks(mine, &head.vocab, draws, exchange, tokens)?)
+        let width = head.vocab.len();
+        let rows_max = mine.len() / width;
+        for (some, tokens) in draws.chunks(rows_max).zip(tokens.chunks_mut(rows_max)) {
+            let mine = &mut mine[..some.len() * width];
+            for (logits, (row, _)) in mine.chunks_exact_mut(width).zip(some) {
+                backend.download(&head.logits, *row, logits)?;
+            }
+            let some: Vec<Draw> = some.iter().map(|(_, draw)| draw.clone()).collect();
+            draw_among_ranks(mine, &head.vocab, &some, exchange, tokens)?;
+        }
+        Ok(())
     }
 
     /// Brings the `n` rows of logits to the host: all parts', and those of the other ranks.

@@ -1,4 +1,5 @@
 use std::error::Error;
+use std::time::Duration;
 
 use tandem_backend::{ExchangeMemory, PeerMemory};
 use tandem_link::{Link, Region, SLOTS};
@@ -10,6 +11,9 @@ pub trait Exchange: Send {
 
     /// How many there are.
     fn world(&self) -> usize;
+
+    /// How long it waits for the others' part before it fails.
+    fn deadline(&self) -> Duration;
 
     /// Replaces `values` by the sum of all ranks' values, added in rank order: every rank gets the same bits.
     fn all_reduce(&mut self, values: &mut [f32]) -> Result<(), ExchangeError>;
@@ -52,6 +56,10 @@ impl Exchange for Link {
 
     fn world(&self) -> usize {
         Link::world(self)
+    }
+
+    fn deadline(&self) -> Duration {
+        Link::deadline(self)
     }
 
     fn all_reduce(&mut self, values: &mut [f32]) -> Result<(), ExchangeError> {

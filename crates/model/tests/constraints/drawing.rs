@@ -29,10 +29,10 @@ impl Backend for Drawing {
 
     const DRAWS: bool = true;
 
-    fn draw(&self, logits: &Buffer, draws: &[Draw], tokens: &mut [u32]) -> Done {
-        for (row, (draw, token)) in draws.iter().zip(tokens).enumerate() {
+    fn draw(&self, logits: &Buffer, draws: &[(usize, Draw)], tokens: &mut [u32]) -> Done {
+        for ((row, draw), token) in draws.iter().zip(tokens) {
             let mut logits_row = vec![0.0; self.vocab];
-            self.cpu.download(logits, row, &mut logits_row)?;
+            self.cpu.download(logits, *row, &mut logits_row)?;
             if let Some(mask) = &draw.mask {
                 let allowed = |token: usize| mask[token / 32] >> (token % 32) & 1 == 1;
                 let forbidden = logits_row.iter_mut().enumerate().filter(|(token, _)| !allowed(*token));

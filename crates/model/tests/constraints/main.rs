@@ -4,6 +4,7 @@
 mod drawing;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use drawing::Drawing;
@@ -216,7 +217,8 @@ fn on_a_device_that_draws_the_constraint_holds_as_well() {
     let outcomes = device(&requests, 2);
     outcomes.iter().for_each(|outcome| check(&text(outcome)));
     assert_eq!(device(&requests, 1), outcomes, "the depth changes nothing");
-    // The likeliest of those allowed is the same, wherever it is looked for.
+    // What is drawn, and the likeliest of those allowed, is the same, wherever it is looked for.
+    assert_eq!(outcomes, run(&requests, 2, ROOMY).0);
     let greedy: Vec<Request> = requests
         .iter()
         .map(|request| Request {
@@ -227,13 +229,91 @@ fn on_a_device_that_draws_the_constraint_holds_as_well() {
     assert_eq!(device(&greedy, 2), run(&greedy, 2, ROOMY).0);
 }
 
+/// Has every mask computed before its token is sampled, and knows what is allowed from the mask alone.
+struct Ahead {
+    masks: Masks,
+    allowed: Arc<AtomicU64>,
+    refused: Arc<AtomicU64>,
+}
+
+impl Masker for Ahead {
+    fn begin(&mut self, slot: u32, constraint: &Constraint, output: &[u32]) {
+        self.masks.begin(slot, constraint, output);
+    }
+    fn push(&mut self, slot: u32, token: u32) {
+        self.masks.push(slot, token);
+        self.masks.order(slot);
+    }
+    fn order(&mut self, slot: u32) {
+        self.masks.order(slot);
+    }
+    fn ready(&mut self, slot: u32, until: Instant) -> Result<(), String> {
+        self.masks.ready(slot, until)
+    }
+    fn allows(&mut self, slot: u32, token: u32) -> Result<bool, String> {
+        let allows = self.masks.mask(slot)?[token as usize / 32] >> (token % 32) & 1 == 1;
+        let count = if allows { &self.allowed } else { &self.refused };
+        count.fetch_add(1, Ordering::Relaxed);
+        Ok(allows)
+    }
+    fn mask(&mut self, slot: u32) -> Result<Arc<[u32]>, String> {
+        self.masks.mask(slot)
+    }
+    fn end(&mut self, slot: u32) {
+        self.masks.end(slot);
+    }
+}
+
+/// Masks that are there before they are needed change no token, whatever the sampling.
+#[test]
+fn masks_on_demand_give_the_tokens_of_masks_computed_ahead() {
+    let samplings = [
+        Sampling { temperature: 0.0, ..Sampling::default() },
+        Sampling::default(),
+        Sampling { temperature: 0.6, top_p: 0.9, ..Sampling::default() },
+        Sampling { temperature: 1.5, top_k: 40, ..Sampling::default() },
+        Sampling { top_k: 5, top_p: 0.7, min_p: 0.05, ..Sampling::default() },
+        Sampling { frequency_penalty: 0.7, repetition_penalty: 1.3, ..Sampling::default() },
+        Sampling { suppress: STOP_TOKENS.to_vec(), suppress_until: 20, ..Sampling::default() },
+        Sampling { logit_bias: vec![(1, 9.0), (90, 8.0)], logprobs: Some(2), ..Sampling::default() },
+    ];
+    // A random model's tokens are hardly ever JSON, and mostly short of these letters.
+    let open = || constraint(&Rules::Text(Content::Regex(r"[^eEtT]{0,400}".into())));
+    let requests: Vec<Request> = (0..16)
+        .map(|seed| {
+            let (request, sampling) = (json_text(seed), samplings[seed as usize % samplings.len()].clone());
+            let sampling = Sampling { seed, ..sampling };
+            let constraint = if seed % 3 == 0 { request.constraint } else { open() };
+            Request { sampling, constraint, max_tokens: 20, ..request }
+        })
+        .collect();
+    let (allowed, refused) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let counted = || (Arc::clone(&allowed), Arc::clone(&refused));
+    let ahead = || {
+        let ((allowed, refused), masks) = (counted(), Masks::start(2).unwrap());
+        runner(cpu(), ROOMY).with_masker(Box::new(Ahead { masks, allowed, refused }))
+    };
+    let expected = run_on(ahead(), &requests, 2).0;
+    assert_eq!(run(&requests, 2, ROOMY).0, expected);
+    assert_eq!(run(&requests, 1, CONTEXT / 16).0, expected, "preempted");
+    let [allowed, refused] = [&allowed, &refused].map(|count| count.load(Ordering::Relaxed));
+    assert!(allowed > 50 && refused > 50, "{allowed} first draws allowed, {refused} refused: too few of a kind");
+}
+
 /// Allows the ids below half of the vocabulary.
 struct LowerHalf;
 
 impl Masker for LowerHalf {
     fn begin(&mut self, _slot: u32, _constraint: &Constraint, _output: &[u32]) {}
     fn push(&mut self, _slot: u32, _token: u32) {}
+    fn order(&mut self, _slot: u32) {}
     fn end(&mut self, _slot: u32) {}
+    fn ready(&mut self, _slot: u32, _until: Instant) -> Result<(), String> {
+        Ok(())
+    }
+    fn allows(&mut self, _slot: u32, token: u32) -> Result<bool, String> {
+        Ok(token < Tokenizer::VOCAB_SIZE as u32 / 2)
+    }
     fn mask(&mut self, _slot: u32) -> Result<Arc<[u32]>, String> {
         let words = Tokenizer::VOCAB_SIZE / 32;
         Ok((0..words).map(|word| if word < words / 2 { u32::MAX } else { 0 }).collect())

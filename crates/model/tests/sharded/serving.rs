@@ -16,7 +16,7 @@ use tandem_model::{
     Checkpoint, Exchange, ExchangeError, ExpertSplit, Formats, LocalWorker, Model, Runner, ShardPlan, Synthetic,
     SyntheticKind, WeightStore,
 };
-use tandem_step::{Capacity, Sampling, StepResult, TokenLogprobs, Worker};
+use tandem_step::{Capacity, Constraint, Masker, Sampling, StepResult, TokenLogprobs, Worker};
 use tandem_testkit::{CheckpointSpec, Conversation, demo_conversations, golden, write_demo};
 
 use crate::links::links;
@@ -254,6 +254,75 @@ fn a_constraint_holds_on_ranks_as_on_one_worker() {
     assert_tokens(&ranks, &plain, "constrained");
 }
 
+/// Follows constraints, but for slot 0, where it never is in time.
+struct Late(Masks);
+
+impl Masker for Late {
+    fn begin(&mut self, slot: u32, constraint: &Constraint, output: &[u32]) {
+        self.0.begin(slot, constraint, output);
+    }
+    fn push(&mut self, slot: u32, token: u32) {
+        self.0.push(slot, token);
+    }
+    fn order(&mut self, slot: u32) {
+        self.0.order(slot);
+    }
+    fn ready(&mut self, slot: u32, until: Instant) -> Result<(), String> {
+        if slot == 0 { Err("too late".into()) } else { self.0.ready(slot, until) }
+    }
+    fn allows(&mut self, slot: u32, token: u32) -> Result<bool, String> {
+        self.0.allows(slot, token)
+    }
+    fn mask(&mut self, slot: u32) -> Result<Arc<[u32]>, String> {
+        self.0.mask(slot)
+    }
+    fn end(&mut self, slot: u32) {
+        self.0.end(slot);
+    }
+}
+
+/// The request ends with one error on both ranks, and others go on.
+#[test]
+fn a_constraint_that_one_rank_cannot_follow_in_time_ends_its_request_alone() {
+    let store = Synthetic::new(SyntheticKind::Tiny);
+    let constraint = Rules::Text(Content::Json(json!({"type": "array"}))).constraint().unwrap();
+    let request = |logprobs| Request {
+        sampling: Sampling { logprobs, ..Sampling::default() },
+        constraint: Some(constraint.clone()),
+        ..short(Sampling::default())
+    };
+    for logprobs in [None, Some(0)] {
+        let exchanges = links(TransportKind::Shm, 2).into_iter();
+        let ranks = ShardPlan::all(2, ExpertSplit::Slice).into_iter().zip(exchanges).map(|(plan, exchange)| {
+            let masks = Masks::start(1).unwrap();
+            let masker: Box<dyn Masker> = if plan.rank == 1 { Box::new(Late(masks)) } else { Box::new(masks) };
+            let model = Model::load(cpu(), &store, FORMATS, capacity(&store), plan).unwrap();
+            let runner = Runner::new(model.with_exchange(exchange).unwrap()).with_masker(masker);
+            LocalWorker::start(runner).unwrap()
+        });
+        let mut ranks: Vec<LocalWorker> = ranks.collect();
+        let now = Instant::now();
+        let mut scheduler = Scheduler::new(capacity(&store), EngineSettings::default()).unwrap();
+        (0..2).for_each(|id| scheduler.submit(RequestId(id), request(logprobs), now).unwrap());
+        let mut outcomes = vec![Outcome::default(); 2];
+        while let Some(plan) = scheduler.next_plan(now) {
+            ranks.iter_mut().for_each(|rank| rank.submit(plan.clone()).unwrap());
+            let results: Vec<StepResult> = ranks.iter_mut().map(|rank| rank.next(PATIENCE).unwrap()).collect();
+            let said = |result: &StepResult| -> Vec<(Option<u32>, bool)> {
+                result.rows.iter().map(|row| (row.token, row.error.is_some())).collect()
+            };
+            assert_eq!(said(&results[0]), said(&results[1]));
+            scheduler.apply(results.into_iter().next().unwrap(), now).unwrap();
+            for (RequestId(id), update) in scheduler.take_updates() {
+                note(&mut outcomes[id as usize], update);
+            }
+        }
+        let reason = format!("{:?}", outcomes[0].reason);
+        assert!(reason.contains("another rank could not follow the constraint in time"), "{reason}");
+        assert_eq!((outcomes[1].tokens.len(), &outcomes[1].reason), (5, &Some(FinishReason::Length)));
+    }
+}
+
 /// The demonstration model says over two and four ranks what it was recorded to say on one.
 #[test]
 fn the_demonstration_model_says_the_same_over_several_ranks() {
@@ -295,6 +364,10 @@ impl Exchange for Gathered {
 
     fn world(&self) -> usize {
         self.exchange.world()
+    }
+
+    fn deadline(&self) -> Duration {
+        self.exchange.deadline()
     }
 
     fn all_reduce(&mut self, values: &mut [f32]) -> Result<(), ExchangeError> {

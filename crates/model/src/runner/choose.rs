@@ -1,0 +1,328 @@
+//! The last part of a step: tokens are chosen and scored.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tandem_backend::{Backend, Draw, NO_TOKEN};
+use tandem_step::{Masker, Row, RowResult, StepPlan};
+
+use super::{Runner, Slot, bad, slot_mut, slot_ref};
+use crate::forward::{LOGIT_ROWS, ModelError};
+use crate::sampler::{self, Limit, NO_NUMBERS, Sampler, logprobs};
+
+/// Longest wait of a step for all its constraints, where nobody else waits meanwhile. What takes longer has something wrong
+/// with it.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What is wanted from the logits of one row of the batch.
+enum Want {
+    /// The next token of plan row `.0`.
+    Token(usize),
+    /// The log-probability of `target`, with `top` alternatives, for plan row `row`.
+    Score { row: usize, target: u32, top: u8 },
+}
+
+/// Wants, each with its row of the batch.
+type Wants = Vec<(usize, Want)>;
+
+/// A token that the model can draw.
+struct Drawn {
+    /// Row of the batch.
+    at: usize,
+    /// Row of the plan.
+    row: usize,
+    slot: u32,
+    first: Draw,
+}
+
+impl<B: Backend> Runner<B> {
+    /// Samples and scores.
+    pub(super) fn choose(&mut self, plan: &StepPlan, tokens: usize) -> Result<Vec<RowResult>, ModelError> {
+        let until = Instant::now() + self.patience();
+        let mut results: Vec<RowResult> = plan.rows.iter().map(|row| RowResult::empty(row.slot)).collect();
+        let (drawn, wanted) = self.share_out(plan, tokens)?;
+        self.await_constraints(plan, &drawn, &wanted, until)?;
+        for some in drawn.chunks(LOGIT_ROWS) {
+            self.draw(plan, some, until, &mut results)?;
+        }
+        self.sample(plan, wanted, &mut results)?;
+        for result in results.iter_mut().filter(|result| result.token.is_some()) {
+            result.error = slot_ref(&self.slots, result.slot)?.failed.clone();
+        }
+        Ok(results)
+    }
+
+    /// How long a step may wait for its constraints. Ranks wait for the slowest of them in their next exchange: half of what
+    /// they grant each other there, so that a slow constraint is not taken for a lost rank.
+    fn patience(&self) -> Duration {
+        self.model.exchange_deadline().map_or(PATIENCE, |deadline| deadline / 2)
+    }
+
+    /// Which tokens the model can draw, and what is wanted of the other rows of the batch.
+    fn share_out(&self, plan: &StepPlan, tokens: usize) -> Result<(Vec<Drawn>, Wants), ModelError> {
+        let (mut drawn, mut rest) = (Vec::new(), Vec::new());
+        for (at, want) in wanted(plan, tokens)? {
+            let draw = match want {
+                Want::Token(row) if self.model.draws() => {
+                    let slot = plan.rows[row].slot;
+                    let first = slot_ref(&self.slots, slot)?.plain_draw(next_position(&plan.rows[row]));
+                    first.map(|first| Drawn { at, row, slot, first })
+                }
+                _ => None,
+            };
+            match draw {
+                Some(draw) => drawn.push(draw),
+                None => rest.push((at, want)),
+            }
+        }
+        Ok((drawn, rest))
+    }
+
+    /// Waits until all that was begun for constraints is there, and for the masks that are needed in any case: a device
+    /// draws with and without a mask at once, and ranks that sample each by itself must not wait for one another there.
+    fn await_constraints(
+        &mut self,
+        plan: &StepPlan,
+        drawn: &[Drawn],
+        wanted: &[(usize, Want)],
+        until: Instant,
+    ) -> Result<(), ModelError> {
+        let ranks = self.model.exchange_deadline().is_some();
+        let drawn = drawn.iter().map(|drawn| (drawn.slot, !ranks));
+        let sampled = wanted.iter().filter_map(|(_, want)| match want {
+            Want::Token(row) => Some((plan.rows[*row].slot, ranks)),
+            Want::Score { .. } => None,
+        });
+        let mut slots = Vec::new();
+        for (slot, needs_mask) in drawn.chain(sampled) {
+            if let Some(masker) = self.masker_of(slot)? {
+                if needs_mask {
+                    masker.order(slot);
+                }
+                slots.push(slot);
+            }
+        }
+        self.await_slots(&slots, until)
+    }
+
+    /// Waits for these slots' constraints, together with the other ranks: where one waits in vain, or fails, the request has
+    /// failed on all.
+    fn await_slots(&mut self, slots: &[u32], until: Instant) -> Result<(), ModelError> {
+        let Some(masker) = &mut self.masker else { return Ok(()) };
+        let reasons: Vec<Option<String>> = slots.iter().map(|slot| masker.ready(*slot, until).err()).collect();
+        let mut failed: Vec<bool> = reasons.iter().map(Option::is_some).collect();
+        self.model.any_rank(&mut failed)?;
+        for ((slot, reason), _) in slots.iter().zip(reasons).zip(failed).filter(|(_, failed)| *failed) {
+            let reason = reason.unwrap_or_else(|| "another rank could not follow the constraint in time".into());
+            slot_mut(&mut self.slots, *slot)?.failed = Some(reason);
+        }
+        Ok(())
+    }
+
+    /// Has the model draw tokens, at most [`LOGIT_ROWS`].
+    fn draw(
+        &mut self,
+        plan: &StepPlan,
+        drawn: &[Drawn],
+        until: Instant,
+        results: &mut [RowResult],
+    ) -> Result<(), ModelError> {
+        self.model.unembed(&drawn.iter().map(|drawn| drawn.at).collect::<Vec<_>>())?;
+        let tokens = match self.model.exchange_deadline() {
+            Some(_) => self.draw_among_ranks(plan, drawn, until)?,
+            None => self.draw_on_device(plan, drawn)?,
+        };
+        for (Drawn { row, slot, .. }, token) in drawn.iter().zip(tokens) {
+            slot_mut(&mut self.slots, *slot)?.take(known(token), &mut results[*row]);
+            if let Some(masker) = self.masker_of(*slot)? {
+                masker.push(*slot, results[*row].token.unwrap_or_default());
+            }
+        }
+        Ok(())
+    }
+
+    /// First draws, and then second ones of those whose token was not allowed.
+    fn draw_among_ranks(&mut self, plan: &StepPlan, drawn: &[Drawn], until: Instant) -> Result<Vec<u32>, ModelError> {
+        let first: Vec<(usize, Draw)> = drawn.iter().map(|drawn| drawn.first.clone()).enumerate().collect();
+        let mut tokens = self.model.draw_unembedded(&first)?;
+        let mut refused = Vec::new();
+        for (i, (Drawn { slot, .. }, token)) in drawn.iter().zip(&tokens).enumerate() {
+            if *token != NO_TOKEN && !self.allows(*slot, *token)? {
+                refused.push(i);
+            }
+        }
+        if refused.is_empty() {
+            return Ok(tokens);
+        }
+        let slots: Vec<u32> = refused.iter().map(|i| drawn[*i].slot).collect();
+        for slot in &slots {
+            self.masker.iter_mut().for_each(|masker| masker.order(*slot));
+        }
+        self.await_slots(&slots, until)?;
+        let mut second = Vec::new();
+        for i in refused {
+            second.extend(self.second_draw(plan, &drawn[i])?.map(|draw| (i, draw)));
+        }
+        for ((i, _), token) in second.iter().zip(self.model.draw_unembedded(&second)?) {
+            tokens[*i] = token;
+        }
+        Ok(tokens)
+    }
+
+    /// First and second draws at once: the device is waited for only once, and masks were computed while it was busy.
+    fn draw_on_device(&mut self, plan: &StepPlan, drawn: &[Drawn]) -> Result<Vec<u32>, ModelError> {
+        let mut draws: Vec<(usize, Draw)> = drawn.iter().map(|drawn| drawn.first.clone()).enumerate().collect();
+        for (i, drawn) in drawn.iter().enumerate() {
+            draws.extend(self.second_draw(plan, drawn)?.map(|draw| (i, draw)));
+        }
+        let mut tokens = self.model.draw_unembedded(&draws)?;
+        let second = tokens.split_off(drawn.len());
+        for ((i, draw), token) in draws[drawn.len()..].iter().zip(second) {
+            let mask = draw.mask.as_deref().unwrap_or_default();
+            if !sampler::allows(mask, tokens[*i]) {
+                tokens[*i] = token;
+            }
+        }
+        Ok(tokens)
+    }
+
+    /// The draw under a mask, where there is a constraint that could be followed.
+    fn second_draw(&mut self, plan: &StepPlan, drawn: &Drawn) -> Result<Option<Draw>, ModelError> {
+        let Some(masker) = self.masker_of(drawn.slot)? else { return Ok(None) };
+        let mask = masker.mask(drawn.slot);
+        let slot = slot_mut(&mut self.slots, drawn.slot)?;
+        Ok(slot
+            .note(mask)
+            .map(|mask| sampler::second_draw(&drawn.first, &slot.sampling, next_position(&plan.rows[drawn.row]), mask)))
+    }
+
+    /// Whether the constraint, if there is one, allows a token.
+    fn allows(&mut self, slot: u32, token: u32) -> Result<bool, ModelError> {
+        let Some(masker) = self.masker_of(slot)? else { return Ok(true) };
+        let allows = masker.allows(slot, token);
+        Ok(slot_mut(&mut self.slots, slot)?.note(allows).unwrap_or(true))
+    }
+
+    /// Samples and scores on the host.
+    fn sample(&mut self, plan: &StepPlan, wanted: Wants, results: &mut [RowResult]) -> Result<(), ModelError> {
+        let (rows, wants): (Vec<usize>, Vec<Want>) = wanted.into_iter().unzip();
+        let Self { slots, masker, sampler, model, .. } = self;
+        model.logits(&rows, |i, logits| match wants[i] {
+            Want::Score { row, target, top } => results[row].scores.push(logprobs(logits, target, top)),
+            Want::Token(row) => {
+                let (slot, position) = (plan.rows[row].slot, next_position(&plan.rows[row]));
+                if let Some(Some(state)) = slots.get_mut(slot as usize) {
+                    let masker = masker.as_mut().filter(|_| state.follows());
+                    let bound = masker.map(|masker| Bound { masker: masker.as_mut(), slot });
+                    state.choose(sampler, logits, position, bound, &mut results[row]);
+                }
+            }
+        })
+    }
+
+    /// The masker, if it follows this slot.
+    fn masker_of(&mut self, slot: u32) -> Result<Option<&mut Box<dyn Masker>>, ModelError> {
+        let follows = slot_ref(&self.slots, slot)?.follows();
+        Ok(self.masker.as_mut().filter(|_| follows))
+    }
+}
+
+/// A slot that the masker follows.
+struct Bound<'a> {
+    masker: &'a mut dyn Masker,
+    slot: u32,
+}
+
+impl Limit for Bound<'_> {
+    fn allows(&mut self, token: u32) -> Result<bool, String> {
+        self.masker.allows(self.slot, token)
+    }
+
+    fn mask(&mut self) -> Result<Arc<[u32]>, String> {
+        self.masker.mask(self.slot)
+    }
+}
+
+impl Slot {
+    /// Whether there is a constraint that could be followed so far.
+    fn follows(&self) -> bool {
+        self.constrained && self.failed.is_none()
+    }
+
+    /// Takes note of an error.
+    fn note<T>(&mut self, result: Result<T, String>) -> Option<T> {
+        result.map_err(|reason| self.failed = Some(reason)).ok()
+    }
+
+    /// How the token at `position` is drawn at first, if a temperature, and a constraint, are all there is to it.
+    fn plain_draw(&self, position: u32) -> Option<Draw> {
+        if self.sampling.logprobs.is_none() {
+            sampler::plain_draw(&self.sampling, self.generated, position)
+        } else {
+            None
+        }
+    }
+
+    /// Takes note of the token chosen for it. Where there is none it has failed, and some token is there all the same.
+    fn take(&mut self, token: Result<u32, String>, result: &mut RowResult) {
+        let token = self.note(token).unwrap_or_default();
+        result.token = Some(token);
+        self.sampled = Some(token);
+        self.generated += 1;
+        if self.sampling.needs_history() {
+            self.history.push(token);
+        }
+    }
+
+    /// Samples the token at `position` from `logits`, as far as its constraint allows.
+    fn choose(
+        &mut self,
+        sampler: &mut Sampler,
+        logits: &mut [f32],
+        position: u32,
+        mut bound: Option<Bound<'_>>,
+        result: &mut RowResult,
+    ) {
+        // Log-probabilities are the model's own, so a copy is kept where sampling is about to change the logits.
+        let own = self.sampling.logprobs.map(|top| (top, logits.to_vec()));
+        let limit = bound.as_mut().map(|bound| bound as &mut dyn Limit);
+        let token = sampler.sample(logits, limit, &self.sampling, &self.history, self.generated, position);
+        self.take(token, result);
+        let token = result.token.unwrap_or_default();
+        if let Some(Bound { masker, slot }) = bound.filter(|_| self.follows()) {
+            masker.push(slot, token);
+        }
+        result.logprobs = own.map(|(top, own)| logprobs(&own, token, top));
+    }
+}
+
+fn known(token: u32) -> Result<u32, String> {
+    if token == NO_TOKEN { Err(NO_NUMBERS.into()) } else { Ok(token) }
+}
+
+/// Position of the token that a row's logits lead to.
+fn next_position(row: &Row) -> u32 {
+    row.position + row.input.len() as u32
+}
+
+/// Which rows of the batch need logits, in ascending order, and what for.
+fn wanted(plan: &StepPlan, tokens: usize) -> Result<Wants, ModelError> {
+    let mut wants = Vec::new();
+    let mut first = 0;
+    for (index, row) in plan.rows.iter().enumerate() {
+        if let Some(score) = &row.score {
+            if score.targets.len() > row.input.len() {
+                return bad(format!("{} targets for {} tokens", score.targets.len(), row.input.len()));
+            }
+            for (i, target) in score.targets.iter().enumerate() {
+                wants.push((first + i, Want::Score { row: index, target: *target, top: score.top }));
+            }
+        }
+        first += row.input.len();
+        if row.sample {
+            wants.push((first - 1, Want::Token(index)));
+        }
+    }
+    debug_assert_eq!(first, tokens);
+    Ok(wants)
+}
