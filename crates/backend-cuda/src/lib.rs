@@ -22,6 +22,7 @@ mod masks;
 mod matrix;
 mod memory;
 mod operations;
+mod registered;
 mod rows;
 mod staging;
 mod work;
