@@ -6,11 +6,8 @@
 // adds up the chunks in order, finds the chunk that the target falls into, and walks it. Sums have a fixed order.
 //
 // Launch: (at most 64 chunks, draws), 256 threads. `arrived` [draws] is 0 and is left 0.
-#include "tandem.cuh"
+#include "draw.cuh"
 
-constexpr int THREADS = 256;
-constexpr int DRAWS_MAX = 64;
-constexpr int CHUNKS = 64; // of a row: the width of the grid
 constexpr u32 NO_TOKEN = 0xffffffff;
 
 struct Draws {
@@ -36,29 +33,6 @@ DEVICE float block_total(float x, float* sums) {
     return all;
 }
 
-/// Whether a token may be chosen: what is not a number counts for nothing.
-DEVICE bool allowed(const float* logits, const u32* mask, int token) {
-    return (!mask || mask[token / 32] >> token % 32 & 1) && logits[token] > -INFINITY;
-}
-
-/// The largest logit allowed of `first .. end`, lowest token on a tie; all threads get it.
-DEVICE void block_largest(const float* logits, const u32* mask, int first, int end, float& value, int& token) {
-    __shared__ float values[THREADS / WARP];
-    __shared__ int tokens[THREADS / WARP];
-    value = -INFINITY, token = first;
-    for (int i = first + threadIdx.x; i < end; i += THREADS)
-        if (allowed(logits, mask, i) && logits[i] > value) value = logits[i], token = i;
-    for (int d = 16; d; d >>= 1) {
-        float v = __shfl_xor_sync(ALL_LANES, value, d);
-        int t = __shfl_xor_sync(ALL_LANES, token, d);
-        if (v > value || (v == value && t < token)) value = v, token = t;
-    }
-    if (threadIdx.x % WARP == 0) values[threadIdx.x / WARP] = value, tokens[threadIdx.x / WARP] = token;
-    __syncthreads();
-    for (int i = 0; i < THREADS / WARP; i++)
-        if (values[i] > value || (values[i] == value && tokens[i] < token)) value = values[i], token = tokens[i];
-}
-
 /// The token in `first .. end` at which the running sum of weights passes `target`; the last with any weight where rounding
 /// leaves the sum short of it.
 DEVICE int find(const float* logits, const u32* mask, int first, int end, float largest, float inverse, double target) {
@@ -66,7 +40,7 @@ DEVICE int find(const float* logits, const u32* mask, int first, int end, float 
     __shared__ int found;
     int each = (end - first + THREADS - 1) / THREADS, begin = min(end, first + int(threadIdx.x) * each);
     int stop = min(end, begin + each);
-    auto weigh = [&](int i) { return allowed(logits, mask, i) ? expf((logits[i] - largest) * inverse) : 0.0f; };
+    auto weigh = [&](int i) { return allowed(logits, mask, 0, i) ? expf((logits[i] - largest) * inverse) : 0.0f; };
     double mine = 0;
     for (int i = begin; i < stop; i++) mine += weigh(i);
     sums[threadIdx.x] = mine;
@@ -110,11 +84,11 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const u32* mask = draws.mask[draw] < 0 ? nullptr : masks + (u64)draws.mask[draw] * ((vocab + 31) / 32);
     int first = blockIdx.x * each, end = min(vocab, first + each);
     Chunk mine;
-    block_largest(logits, mask, first, end, mine.largest, mine.token);
+    block_largest(logits, mask, 0, first, end, mine.largest, mine.token);
     float total = 0;
     if (inverse > 0)
         for (int i = first + threadIdx.x; i < end; i += THREADS)
-            if (allowed(logits, mask, i)) total += expf((logits[i] - mine.largest) * inverse);
+            if (allowed(logits, mask, 0, i)) total += expf((logits[i] - mine.largest) * inverse);
     mine.total = mine.largest == -INFINITY ? 0.0f : block_total(total, sums);
     if (threadIdx.x == 0) {
         __stcg(&chunks[blockIdx.x].largest, mine.largest);

@@ -17,7 +17,7 @@ mod source;
 pub use batch::{Batch, Sequence};
 pub use count::ExpertCount;
 pub use error::BackendError;
-pub use exchange::{ExchangeMemory, PeerMemory};
+pub use exchange::{ExchangeMemory, PacketMemory, Passage, PeerMemory, RelayMemory};
 pub use formats::{DenseFormat, KvFormat, Precision};
 pub use source::{ExpertsShape, ExpertsSource, RowSource};
 
@@ -122,6 +122,24 @@ pub struct Draw {
 /// What a draw gives where no logit that may be chosen is a finite number.
 pub const NO_TOKEN: u32 = u32::MAX;
 
+/// Logits of some tokens of the vocabulary: those that one of several ranks has.
+#[derive(Debug)]
+pub struct LogitsPart<'a, Buffer> {
+    /// `[rows, tokens]`.
+    pub logits: &'a Buffer,
+    /// The first of these tokens.
+    pub first: usize,
+}
+
+/// A token with its logit.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Candidate {
+    /// Its logit.
+    pub logit: f32,
+    /// Its number in the whole vocabulary.
+    pub token: u32,
+}
+
 /// A device that runs gpt-oss, operation by operation, in the order called.
 ///
 /// Activations are row-major `f32` buffers `[rows, width]`; an operation reads and writes the first `n` rows, where `n`
@@ -185,7 +203,7 @@ pub trait Backend: Send {
     fn number_exchanges(&self, _first: u64) -> Result<(), BackendError> {
         Err(BackendError::Unsupported("this device leaves exchanges to the host".into()))
     }
-    /// `into += Σ part`, over all ranks in their order, for the first `n` rows: one message of the step.
+    /// `into += Σ part`, over all ranks in their order, for the first `n` rows: the step's next messages, as many as that takes.
     fn exchange_add(&self, _part: &Self::Buffer, _n: usize, _into: &mut Self::Buffer) -> Result<(), BackendError> {
         Err(BackendError::Unsupported("this device leaves exchanges to the host".into()))
     }
@@ -295,10 +313,42 @@ pub trait Backend: Send {
     /// `out[i] = x[rows[i]]`.
     fn gather(&self, x: &Self::Buffer, rows: &[usize], out: &mut Self::Buffer) -> Result<(), BackendError>;
 
-    /// Whether [`Backend::draw`] works. Where it does not, logits are brought to the host.
+    /// Whether [`Backend::draw`] and the three after it work. Where they do not, logits are brought to the host.
     const DRAWS: bool = false;
     /// Chooses `tokens[i]` as `draws[i]` says: from which row of `logits`, and how; [`NO_TOKEN`] where that cannot be.
     fn draw(&self, _logits: &Self::Buffer, _draws: &[(usize, Draw)], _tokens: &mut [u32]) -> Result<(), BackendError> {
+        Err(BackendError::Unsupported("this device draws no tokens".into()))
+    }
+    /// A rank's share in a draw among ranks: the likeliest token that `draws[i]` allows of its row, the lowest of equals; where there
+    /// is none the logit is minus infinity.
+    fn likeliest(
+        &self,
+        _part: &LogitsPart<'_, Self::Buffer>,
+        _draws: &[(usize, Draw)],
+        _best: &mut [Candidate],
+    ) -> Result<(), BackendError> {
+        Err(BackendError::Unsupported("this device draws no tokens".into()))
+    }
+    /// The sum of the weights `exp((logit - largest[i]) / temperature)` of tokens that `draws[i]` allows of its row, each rounded to
+    /// whole units of 2^-44; `largest[i]` is that of all ranks. 0 where the likeliest is taken, or `largest[i]` is not finite.
+    fn weigh(
+        &self,
+        _part: &LogitsPart<'_, Self::Buffer>,
+        _draws: &[(usize, Draw)],
+        _largest: &[f32],
+        _sums: &mut [u64],
+    ) -> Result<(), BackendError> {
+        Err(BackendError::Unsupported("this device draws no tokens".into()))
+    }
+    /// The token at which the sum of those weights, in order of tokens, first exceeds `targets[i]`; none without a target.
+    fn find(
+        &self,
+        _part: &LogitsPart<'_, Self::Buffer>,
+        _draws: &[(usize, Draw)],
+        _largest: &[f32],
+        _targets: &[Option<u64>],
+        _tokens: &mut [Option<u32>],
+    ) -> Result<(), BackendError> {
         Err(BackendError::Unsupported("this device draws no tokens".into()))
     }
 

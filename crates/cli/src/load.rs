@@ -27,7 +27,7 @@ use tracing::{info, warn};
 
 pub use self::numbers::Numbers;
 use self::parts::Parts;
-pub use self::place::{Place, budget, cpu_options, cuda_options, threads};
+pub use self::place::{Place, budget, cpu_options, cuda_options, gpu_options, threads};
 use self::progress::with_progress;
 pub use self::progress::{Progress, counted};
 pub use self::source::Source;

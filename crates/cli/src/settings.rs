@@ -278,7 +278,8 @@ pub struct BenchArgs {
     /// Also run under a JSON schema, in turns with the others, to see what constrained output costs.
     #[arg(long, env = "TANDEM_CONSTRAINED")]
     pub constrained: bool,
-    /// Measure the exchange between two ranks on this machine instead of a model.
+    /// Measure the exchange between two ranks on this machine instead of a model: of the host and, where there are two GPUs, of their
+    /// kernels, beside NCCL where it is installed.
     #[arg(long, conflicts_with_all = ["ModelArgs", "prompt_tokens", "output_tokens", "streams", "runs", "warm_up", "constrained"])]
     pub link: bool,
     /// How the ranks exchange (default: each way that works here).
@@ -313,6 +314,12 @@ pub enum LinkTransport {
 pub struct LinkPeerArgs {
     /// The transport.
     pub transport: String,
+    /// Measure kernels of this GPU instead, whose number is the rank's.
+    #[arg(long, value_name = "NUMBER")]
+    pub gpu: Option<usize>,
+    /// NCCL's instead of ours.
+    #[arg(long, requires = "gpu")]
+    pub nccl: bool,
 }
 
 /// Cards that have a model.

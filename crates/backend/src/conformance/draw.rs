@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Suite, data::Random};
-use crate::{Backend, Draw, NO_TOKEN};
+use crate::{Backend, Candidate, Draw, LogitsPart, NO_TOKEN};
 
 /// A device sums weights in f32: where the random number falls this close to a border, either side will do.
 const BORDER: f64 = 1e-4;
@@ -17,6 +17,7 @@ pub(super) fn run<B: Backend>(suite: &mut Suite<'_, B>) {
     }
     ties(suite);
     no_numbers(suite);
+    parts(suite);
 }
 
 pub(super) fn small<B: Backend>(suite: &mut Suite<'_, B>) {
@@ -112,5 +113,86 @@ fn no_numbers<B: Backend>(suite: &mut Suite<'_, B>) {
         let mut tokens = [0; 3];
         suite.backend.draw(&buffer, &[draw(0), draw(1), draw(2)], &mut tokens).unwrap();
         assert_eq!(tokens, [NO_TOKEN, NO_TOKEN, 500], "at temperature {temperature}");
+        let tokens = draw_in_parts(suite, &logits, &[draw(0), draw(1), draw(2)], &[0, 400, 1000]);
+        assert_eq!(tokens, [NO_TOKEN, NO_TOKEN, 500], "in parts at temperature {temperature}");
     }
+}
+
+/// What ranks that have a part each say of it, put together as they do, is the token that their sums lead to; the parts' borders
+/// are anywhere in a mask's word.
+fn parts<B: Backend>(suite: &mut Suite<'_, B>) {
+    let (rows, vocab) = (70, 1000);
+    let mut random = Random(5);
+    let mut logits = random.normals(rows * vocab, 3.0);
+    logits.iter_mut().step_by(7).for_each(|logit| *logit = f32::NEG_INFINITY);
+    let draw = |row: usize, random: &mut Random| Draw {
+        temperature: [0.0, 0.7, 1.9][row % 3],
+        uniform: [0.0, 0.999_999_9, 0.5, 0.2][row % 4],
+        mask: (row % 5 < 2).then(|| mask(&logits[row * vocab..][..vocab], row, random)),
+    };
+    // Rows in any order, some of them twice.
+    let draws: Vec<(usize, Draw)> = (0..rows).rev().chain([1, 0, 9]).map(|row| (row, draw(row, &mut random))).collect();
+    for borders in [vec![0, vocab], vec![0, 33, vocab], vec![0, 500, vocab], vec![0, 1, 607, 608, vocab]] {
+        let tokens = draw_in_parts(suite, &logits, &draws, &borders);
+        for ((row, draw), token) in draws.iter().zip(&tokens) {
+            check(&logits[row * vocab..][..vocab], draw, *token as usize);
+        }
+        suite.outputs.extend(tokens.iter().map(|token| *token as f32));
+    }
+}
+
+/// The last of `borders` is the vocabulary's size.
+fn draw_in_parts<B: Backend>(
+    suite: &Suite<'_, B>,
+    logits: &[f32],
+    draws: &[(usize, Draw)],
+    borders: &[usize],
+) -> Vec<u32> {
+    let vocab = borders[borders.len() - 1];
+    let buffer = |range: &[usize]| {
+        let part = logits.chunks(vocab).flat_map(|row| &row[range[0]..range[1]]).copied();
+        (suite.upload(&part.collect::<Vec<f32>>(), range[1] - range[0]), range[0])
+    };
+    let buffers: Vec<_> = borders.windows(2).map(buffer).collect();
+    let parts: Vec<_> = buffers.iter().map(|(logits, first)| LogitsPart { logits, first: *first }).collect();
+    let mut best = vec![Candidate { logit: f32::NEG_INFINITY, token: NO_TOKEN }; draws.len()];
+    for part in &parts {
+        let mut its = best.clone();
+        suite.backend.likeliest(part, draws, &mut its).unwrap();
+        let better = best.iter_mut().zip(&its).filter(|(best, its)| its.logit > best.logit);
+        better.for_each(|(best, its)| *best = *its);
+    }
+    let largest: Vec<f32> = best.iter().map(|best| best.logit).collect();
+    let mut tokens: Vec<u32> = best.iter().map(|best| best.token).collect();
+    let sums: Vec<Vec<u64>> = parts.iter().map(|part| sums(suite, part, draws, &largest)).collect();
+    for (index, part) in parts.iter().enumerate() {
+        let target = |i: usize| {
+            let total: u64 = sums.iter().map(|sums| sums[i]).sum();
+            let before: u64 = sums[..index].iter().map(|sums| sums[i]).sum();
+            let target = ((draws[i].1.uniform * total as f64) as u64).checked_sub(before)?;
+            (target < sums[index][i]).then_some(target)
+        };
+        let targets: Vec<Option<u64>> = (0..draws.len()).map(target).collect();
+        let mut found = vec![None; draws.len()];
+        suite.backend.find(part, draws, &largest, &targets, &mut found).unwrap();
+        for ((token, found), target) in tokens.iter_mut().zip(found).zip(targets) {
+            assert_eq!(found.is_some(), target.is_some(), "a token where the target is, and nowhere else");
+            *token = found.unwrap_or(*token);
+        }
+    }
+    tokens
+}
+
+fn sums<B: Backend>(
+    suite: &Suite<'_, B>,
+    part: &LogitsPart<'_, B::Buffer>,
+    draws: &[(usize, Draw)],
+    largest: &[f32],
+) -> Vec<u64> {
+    let mut sums = vec![0; draws.len()];
+    suite.backend.weigh(part, draws, largest, &mut sums).unwrap();
+    for (sum, (_, draw)) in sums.iter().zip(draws) {
+        assert!(draw.temperature > 0.0 || *sum == 0, "a sum of {sum} where nothing is weighed");
+    }
+    sums
 }

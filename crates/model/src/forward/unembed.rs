@@ -1,9 +1,9 @@
 use std::ops::Range;
 
-use tandem_backend::{Backend, BackendError, Draw};
+use tandem_backend::{Backend, BackendError, Draw, LogitsPart};
 
 use super::ModelError;
-use super::candidates::draw_among_ranks;
+use super::candidates::{OnDevice, OnHost, draw_among_ranks};
 use crate::Config;
 use crate::shard::{Exchange, ExchangeError, ShardPlan, share};
 
@@ -58,7 +58,8 @@ impl<B: Backend> Unembedding<B> {
         Ok(())
     }
 
-    /// Draws from rows of the logits computed last: with the other ranks, or on the device that has them all.
+    /// Draws from rows of the logits computed last: with the other ranks, or on the device that has them all. Only a device that
+    /// cannot draw brings these rows to the host, as many at a time as there is room for.
     pub(super) fn draw(
         &mut self,
         backend: &B,
@@ -70,15 +71,18 @@ impl<B: Backend> Unembedding<B> {
         let Some(exchange) = exchange else {
             return Ok(backend.draw(&head.logits, draws, tokens)?);
         };
+        if B::DRAWS {
+            let part = LogitsPart { logits: &head.logits, first: head.vocab.start };
+            return draw_among_ranks(&mut OnDevice { backend, part }, draws, exchange, tokens);
+        }
         let width = head.vocab.len();
         let rows_max = mine.len() / width;
         for (some, tokens) in draws.chunks(rows_max).zip(tokens.chunks_mut(rows_max)) {
-            let mine = &mut mine[..some.len() * width];
-            for (logits, (row, _)) in mine.chunks_exact_mut(width).zip(some) {
+            let logits = &mut mine[..some.len() * width];
+            for (logits, (row, _)) in logits.chunks_exact_mut(width).zip(some) {
                 backend.download(&head.logits, *row, logits)?;
             }
-            let some: Vec<Draw> = some.iter().map(|(_, draw)| draw.clone()).collect();
-            draw_among_ranks(mine, &head.vocab, &some, exchange, tokens)?;
+            draw_among_ranks(&mut OnHost { logits, vocab: &head.vocab }, some, exchange, tokens)?;
         }
         Ok(())
     }
