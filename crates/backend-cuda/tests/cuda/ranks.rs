@@ -156,6 +156,10 @@ impl Exchange for Nobody {
         RANKS
     }
 
+    fn deadline(&self) -> Duration {
+        Duration::from_secs(60)
+    }
+
     fn all_reduce(&mut self, _values: &mut [f32]) -> Result<(), ExchangeError> {
         Err(ExchangeError::new("nobody is there"))
     }

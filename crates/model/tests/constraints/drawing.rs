@@ -2,13 +2,28 @@
 
 use tandem_backend::cpu::CpuBackend;
 use tandem_backend::{
-    AttentionContext, Backend, BackendError, Batch, DenseFormat, Draw, ExpertsShape, ExpertsSource, KvShape, Rope,
-    RowSource,
+    AttentionContext, Backend, BackendError, Batch, Candidate, DenseFormat, Draw, ExpertsShape, ExpertsSource, KvShape,
+    LogitsPart, Rope, RowSource,
 };
 
 pub struct Drawing {
     pub cpu: CpuBackend,
+    /// Tokens that it has logits of: the vocabulary, or a rank's part of it.
     pub vocab: usize,
+}
+
+impl Drawing {
+    /// The logits that a draw may choose from; the others are minus infinity. `first` is the token of the first of them.
+    fn masked(&self, logits: &Buffer, first: usize, (row, draw): &(usize, Draw)) -> Result<Vec<f32>, BackendError> {
+        let mut logits_row = vec![0.0; self.vocab];
+        self.cpu.download(logits, *row, &mut logits_row)?;
+        if let Some(mask) = &draw.mask {
+            let allowed = |token: usize| mask[token / 32] >> (token % 32) & 1 == 1;
+            let forbidden = (first..).zip(&mut logits_row).filter(|(token, _)| !allowed(*token));
+            forbidden.for_each(|(_, logit)| *logit = f32::NEG_INFINITY);
+        }
+        Ok(logits_row)
+    }
 }
 
 type Buffer = <CpuBackend as Backend>::Buffer;
@@ -30,15 +45,47 @@ impl Backend for Drawing {
     const DRAWS: bool = true;
 
     fn draw(&self, logits: &Buffer, draws: &[(usize, Draw)], tokens: &mut [u32]) -> Done {
-        for ((row, draw), token) in draws.iter().zip(tokens) {
-            let mut logits_row = vec![0.0; self.vocab];
-            self.cpu.download(logits, *row, &mut logits_row)?;
-            if let Some(mask) = &draw.mask {
-                let allowed = |token: usize| mask[token / 32] >> (token % 32) & 1 == 1;
-                let forbidden = logits_row.iter_mut().enumerate().filter(|(token, _)| !allowed(*token));
-                forbidden.for_each(|(_, logit)| *logit = f32::NEG_INFINITY);
-            }
-            *token = choose(&logits_row, draw);
+        for (draw, token) in draws.iter().zip(tokens) {
+            *token = choose(&self.masked(logits, 0, draw)?, &draw.1);
+        }
+        Ok(())
+    }
+
+    fn likeliest(&self, part: &LogitsPart<'_, Buffer>, draws: &[(usize, Draw)], best: &mut [Candidate]) -> Done {
+        for (draw, best) in draws.iter().zip(best) {
+            let logits = self.masked(part.logits, part.first, draw)?;
+            let logit = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let place = logits.iter().position(|its| *its == logit).unwrap_or(0);
+            *best = Candidate { logit, token: (part.first + place) as u32 };
+        }
+        Ok(())
+    }
+
+    fn weigh(&self, part: &LogitsPart<'_, Buffer>, draws: &[(usize, Draw)], largest: &[f32], sums: &mut [u64]) -> Done {
+        for ((draw, largest), sum) in draws.iter().zip(largest).zip(sums) {
+            let logits = self.masked(part.logits, part.first, draw)?;
+            *sum = logits.iter().map(|logit| weight(*logit, *largest, draw.1.temperature)).sum();
+        }
+        Ok(())
+    }
+
+    fn find(
+        &self,
+        part: &LogitsPart<'_, Buffer>,
+        draws: &[(usize, Draw)],
+        largest: &[f32],
+        targets: &[Option<u64>],
+        tokens: &mut [Option<u32>],
+    ) -> Done {
+        for (((draw, largest), target), token) in draws.iter().zip(largest).zip(targets).zip(tokens) {
+            let Some(target) = *target else { continue };
+            let logits = self.masked(part.logits, part.first, draw)?;
+            let mut sum = 0;
+            let place = logits.iter().position(|logit| {
+                sum += weight(*logit, *largest, draw.1.temperature);
+                sum > target
+            });
+            *token = place.map(|place| (part.first + place) as u32);
         }
         Ok(())
     }
@@ -125,6 +172,15 @@ impl Backend for Drawing {
     fn gather(&self, x: &Buffer, rows: &[usize], out: &mut Buffer) -> Done {
         self.cpu.gather(x, rows, out)
     }
+}
+
+/// In units of 2^-44.
+fn weight(logit: f32, largest: f32, temperature: f32) -> u64 {
+    if temperature <= 0.0 {
+        return 0;
+    }
+    let weight = ((logit - largest) * (1.0 / temperature)).exp();
+    (f64::from(weight) * (1_u64 << 44) as f64).round_ties_even() as u64
 }
 
 fn choose(logits: &[f32], draw: &Draw) -> u32 {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tandem_backend::cpu::{CpuBackend, CpuOptions};
-use tandem_backend::{DenseFormat, KvFormat, Precision};
+use tandem_backend::{Backend, DenseFormat, KvFormat, Precision};
 use tandem_engine::{EngineSettings, FinishReason, Request, RequestId, Scheduler, Update};
 use tandem_grammar::{Content, Masks, Rules};
 use tandem_harmony::{STOP_TOKENS, Tokenizer};
@@ -19,6 +19,7 @@ use tandem_model::{
 use tandem_step::{Capacity, Constraint, Masker, Sampling, StepResult, TokenLogprobs, Worker};
 use tandem_testkit::{CheckpointSpec, Conversation, demo_conversations, golden, write_demo};
 
+use crate::drawing::Drawing;
 use crate::links::links;
 
 const STREAMS: u32 = 4;
@@ -49,7 +50,22 @@ impl Group {
         }))
     }
 
-    fn of(models: impl IntoIterator<Item = Model<CpuBackend>>) -> Self {
+    /// The same on devices that draw: each says what it has of its part, and no logits are brought to the host.
+    fn ranks_that_draw(store: &dyn WeightStore, exchanges: Vec<Box<dyn Exchange>>) -> Self {
+        let world = exchanges.len();
+        let plans = ShardPlan::all(world, ExpertSplit::Slice).into_iter();
+        Self::of(plans.zip(exchanges).map(|(plan, exchange)| {
+            let vocab = store.config().vocab;
+            assert!(vocab.is_multiple_of(world), "{vocab} tokens are to be shared evenly");
+            let device = Drawing { cpu: cpu(), vocab: vocab / world };
+            Model::load(device, store, FORMATS, capacity(store), plan).unwrap().with_exchange(exchange).unwrap()
+        }))
+    }
+
+    fn of<B: Backend + 'static>(models: impl IntoIterator<Item = Model<B>>) -> Self
+    where
+        Model<B>: Send,
+    {
         let start = |model| {
             let masks = Box::new(Masks::start(1).unwrap());
             LocalWorker::start(Runner::new(model).with_masker(masks)).unwrap()
@@ -252,6 +268,8 @@ fn a_constraint_holds_on_ranks_as_on_one_worker() {
     let ranks =
         in_every_manner(|| Group::ranks(&store, ExpertSplit::Slice, links(TransportKind::Tcp, 2)), &requests, capacity);
     assert_tokens(&ranks, &plain, "constrained");
+    let drawing = in_every_manner(|| Group::ranks_that_draw(&store, links(TransportKind::Tcp, 2)), &requests, capacity);
+    assert_eq!(drawing, ranks, "on devices that draw");
 }
 
 /// Follows constraints, but for slot 0, where it never is in time.
