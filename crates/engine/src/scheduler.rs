@@ -137,10 +137,43 @@ impl Scheduler {
         }
         self.waiting.clear();
         self.running.clear();
+        self.in_flight.clear();
+        self.begin_epoch();
+    }
+
+    /// Takes every running request off its slot, to be recomputed by the next worker, and forgets what this one holds. Plans
+    /// made from now on are of the next epoch. Nothing may be in flight.
+    pub fn hand_over(&mut self) {
+        debug_assert!(self.in_flight.is_empty());
+        for id in std::mem::take(&mut self.running) {
+            if let Some(record) = self.ledger.get_mut(&id) {
+                record.run = None;
+            }
+            self.waiting.insert(id);
+        }
+        self.begin_epoch();
+    }
+
+    /// Goes on with pools of other sizes, before the first plan of an epoch. Whatever else clients were promised stays: a
+    /// capacity that differs in more is refused, and so is one with which a request could not run to its end.
+    pub fn adopt(&mut self, capacity: Capacity) -> Result<(), StartError> {
+        debug_assert!(self.running.is_empty() && self.in_flight.is_empty());
+        let Capacity { full_blocks, sliding_blocks, .. } = capacity;
+        let expected = Capacity { full_blocks, sliding_blocks, ..self.capacity };
+        if capacity != expected {
+            return Err(StartError::OtherCapacity { expected, offered: capacity });
+        }
+        self.settings.check(&capacity)?;
+        self.capacity = capacity;
+        self.store = BlockStore::new(&self.capacity);
+        Ok(())
+    }
+
+    /// All slots and blocks are free, and steps are counted anew.
+    fn begin_epoch(&mut self) {
         self.free_slots = (0..self.capacity.max_streams).rev().collect();
         self.ends.clear();
         self.store = BlockStore::new(&self.capacity);
-        self.in_flight.clear();
         self.epoch += 1;
         self.next_step = 0;
     }

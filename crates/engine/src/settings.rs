@@ -15,10 +15,12 @@ pub struct EngineSettings {
     pub step_timeout: Duration,
     /// A request that waited this long without having started fails; `None` lets it wait.
     pub queue_timeout: Option<Duration>,
+    /// How long open requests wait while one worker is replaced by another in order; then they fail.
+    pub handover_timeout: Duration,
 }
 
 impl Default for EngineSettings {
-    /// 256 waiting, chunks of 512 tokens, two steps under way, a minute per step, no limit on waiting.
+    /// 256 waiting, chunks of 512 tokens, two steps under way, a minute per step, no limit on waiting, two minutes for a handover.
     fn default() -> Self {
         Self {
             max_queue: 256,
@@ -26,6 +28,7 @@ impl Default for EngineSettings {
             pipeline_depth: 2,
             step_timeout: Duration::from_secs(60),
             queue_timeout: None,
+            handover_timeout: Duration::from_secs(120),
         }
     }
 }
@@ -61,6 +64,14 @@ pub enum StartError {
         needed: u32,
         /// Positions a request may occupy.
         context: u32,
+    },
+    /// Another worker's capacity differs in more than the sizes of its pools.
+    #[error("the next worker offers {offered:?}, and {expected:?} was promised")]
+    OtherCapacity {
+        /// What it would have to be, with its own pools.
+        expected: Capacity,
+        /// What it is.
+        offered: Capacity,
     },
     /// The operating system gave no thread.
     #[error("starting the engine's thread: {0}")]
