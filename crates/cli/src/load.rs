@@ -20,7 +20,7 @@ use tandem_model::inspect::Report;
 use tandem_model::memory::{
     BytesPerToken, Computing, MemoryPlan, MemoryRequest, MemoryTable, bytes_per_token, human, plan_memory,
 };
-use tandem_model::selftest::Reference;
+use tandem_model::selftest::{Reference, Verdict, self_test};
 use tandem_model::{Config, ExpertTally, Formats, LocalWorker, Model, Runner, Shard, ShardPlan, WeightStore};
 use tandem_step::Capacity;
 use tracing::{info, warn};
@@ -37,7 +37,7 @@ use crate::settings::ModelArgs;
 /// Positions of a KV block.
 const BLOCK_TOKENS: u32 = 16;
 /// How long a step may take: a prefill chunk of the largest model on a slow CPU takes minutes.
-const STEP_TIMEOUT: Duration = Duration::from_secs(900);
+pub const STEP_TIMEOUT: Duration = Duration::from_secs(900);
 /// Threads that compute grammar masks. A mask takes a fraction of a step, so few serve many streams.
 const MASK_THREADS: usize = 2;
 
@@ -260,14 +260,20 @@ impl Loading<'_> {
             }
         })?;
         parts.end("recorded steps");
-        let verdict = model.self_test(self.reference.as_ref())?;
-        parts.end("self-test");
-        match verdict.beyond {
-            0 => info!("self-test: {verdict}"),
-            _ => warn!("self-test: {verdict}"),
-        }
         let runner = Runner::new(model).with_masker(Box::new(masks()?)).with_tally(self.tally);
-        Ok((LocalWorker::start(runner).context("starting the worker")?, device))
+        let mut worker = LocalWorker::start(runner).context("starting the worker")?;
+        let tested = self_test(&mut worker, &self.capacity, self.reference.as_ref(), STEP_TIMEOUT);
+        announce_verdict(&tested?);
+        parts.end("self-test");
+        Ok((worker, device))
+    }
+}
+
+/// Says what the self-test saw.
+pub fn announce_verdict(verdict: &Verdict) {
+    match verdict.beyond {
+        0 => info!("self-test: {verdict}"),
+        _ => warn!("self-test: {verdict}"),
     }
 }
 

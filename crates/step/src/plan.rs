@@ -7,7 +7,7 @@ use crate::{Constraint, Sampling};
 pub struct StepPlan {
     /// Raised whenever workers are lost and state is rebuilt; a worker refuses plans of another epoch.
     pub epoch: u64,
-    /// Counts up by one within an epoch.
+    /// Counts up by one within an epoch; begins at 0 where no slot is taken.
     pub step: u64,
     /// Slots whose request is over or preempted; the worker forgets what it knew of them.
     pub ends: Vec<u32>,
