@@ -262,6 +262,7 @@ fn model_info(loaded: &Loaded) -> ModelInfo {
         notice: loaded.notice.map(str::to_owned),
         nodes: loaded.nodes.iter().map(|node| node_report(loaded, node)).collect(),
         link: loaded.link.clone(),
+        degraded: None,
         computes_here: loaded.computes_here,
     }
 }

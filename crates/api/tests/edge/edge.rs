@@ -74,6 +74,7 @@ impl Edge {
                 ..Default::default()
             }],
             link: None,
+            degraded: None,
             computes_here: true,
         };
         ready.ready(engine.clone(), model);
