@@ -2,8 +2,10 @@
 
 mod access;
 mod bench_link;
+mod degraded;
 mod demo;
 mod grpc;
+mod joining;
 mod mixed;
 mod mixed_protocols;
 mod refusals;

@@ -50,7 +50,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         }
     }
     let experts = (args.streams > 1).then(|| experts_read(&loaded, &args)).transpose()?;
-    let device = loaded.nodes.first().map_or("", |node| &node.device);
+    let device = loaded.formation.nodes.first().map_or("", |node| &node.device);
     let comparison = args.compare_model.then(|| load::card(&args.model, device, bandwidth)).transpose()?;
     let subject = Subject::new(&loaded.config, load::formats(&args.model)?, 1)?;
     let mut report = Report::new(&args, &loaded, bandwidth, &runs, &constrained);
@@ -303,7 +303,7 @@ impl Report {
         let achieved = (args.streams == 1).then_some(loaded.weight_bytes_per_token as f64 * decode_tokens_per_s.median);
         Self {
             model: loaded.name.clone(),
-            device: loaded.nodes.iter().map(|node| node.device.as_str()).collect::<Vec<_>>().join("; "),
+            device: loaded.formation.nodes.iter().map(|node| node.device.as_str()).collect::<Vec<_>>().join("; "),
             formats: loaded.formats.clone(),
             prompt_tokens: args.prompt_tokens,
             output_tokens: args.output_tokens,

@@ -23,11 +23,12 @@ use tandem_model::memory::{
 use tandem_model::selftest::{Reference, Verdict, self_test};
 use tandem_model::{Config, ExpertTally, Formats, LocalWorker, Model, Runner, Shard, ShardPlan, WeightStore};
 use tandem_step::Capacity;
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 pub use self::numbers::Numbers;
 use self::parts::Parts;
-pub use self::place::{Place, budget, cpu_options, cuda_options, threads};
+pub use self::place::{Place, budget, cpu_options, cuda_options, device_id, threads};
 use self::progress::with_progress;
 pub use self::progress::{Progress, counted};
 pub use self::source::Source;
@@ -47,16 +48,14 @@ pub struct Loaded {
     pub engine: Engine,
     /// What the model is called unless the settings name it.
     pub name: String,
-    /// Who computes it, in rank order.
-    pub nodes: Vec<Node>,
-    /// What carries activations between them, if there are several.
-    pub link: Option<String>,
+    /// Who computes it.
+    pub formation: Formation,
+    /// Where that changes while it is served: who computes it from then on.
+    pub changes: Option<watch::Receiver<Option<Formation>>>,
     /// Whether this process computes.
     pub computes_here: bool,
     /// Number formats.
     pub formats: String,
-    /// What memory was planned for.
-    pub memory: MemoryTable,
     /// Weight bytes that one decoded token reads.
     pub weight_bytes_per_token: u64,
     /// The model's shape.
@@ -71,7 +70,21 @@ pub struct Loaded {
     pub notice: Option<&'static str>,
 }
 
+/// Those who compute a model together.
+#[derive(Clone)]
+pub struct Formation {
+    /// In rank order.
+    pub nodes: Vec<Node>,
+    /// What carries activations between them, if there are several.
+    pub link: Option<String>,
+    /// What memory was planned for, on each.
+    pub memory: MemoryTable,
+    /// Why they are fewer than they should be, if so.
+    pub degraded: Option<String>,
+}
+
 /// One of those who compute a model.
+#[derive(Clone)]
 pub struct Node {
     /// The machine's name.
     pub name: String,
@@ -123,11 +136,15 @@ pub fn load(args: &ModelArgs, progress: Progress) -> Result<Loaded> {
         parameters: report.parameters,
         checkpoint_bytes: report.kinds.iter().map(|line| line.bytes).sum(),
         name: source.name,
-        nodes: vec![Node { name: host_name(), device }],
-        link: None,
+        formation: Formation {
+            nodes: vec![Node { name: host_name(), device }],
+            link: None,
+            memory: plan.table,
+            degraded: None,
+        },
+        changes: None,
         computes_here: true,
         formats: numbers.to_string(),
-        memory: plan.table,
         weight_bytes_per_token: reads.total(),
         config: config.clone(),
         experts_read,
