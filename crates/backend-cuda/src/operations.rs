@@ -132,6 +132,10 @@ impl Backend for CudaBackend {
         ran
     }
 
+    fn wait(&self) -> Result<(), BackendError> {
+        self.device.wait_if_busy()
+    }
+
     fn worth_recording(&self) -> Vec<usize> {
         if self.eager { Vec::new() } else { (1..=TOKENS).chain([16, 32, RECORDED_ROWS_MAX]).collect() }
     }

@@ -44,6 +44,7 @@ impl Gpu {
             context: CONTEXT,
             max_streams: STREAMS,
             max_step_tokens: CONTEXT,
+            layers: store.config().layers() as u32,
             vocab: store.config().vocab as u32,
         };
         let backend = backend(what, eager)?;
