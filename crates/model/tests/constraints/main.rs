@@ -74,7 +74,6 @@ fn cpu() -> CpuBackend {
 }
 
 fn runner<B: Backend>(backend: B, full_blocks: u32) -> Runner<B> {
-    let store = Synthetic::new(SyntheticKind::Tiny);
     let capacity = Capacity {
         block_tokens: 16,
         full_blocks,
@@ -83,10 +82,11 @@ fn runner<B: Backend>(backend: B, full_blocks: u32) -> Runner<B> {
         context: CONTEXT,
         max_streams: STREAMS,
         max_step_tokens: 64,
-        layers: store.config().layers() as u32,
+        layers: SyntheticKind::Tiny.config().layers() as u32,
         vocab: Tokenizer::VOCAB_SIZE as u32,
     };
     let formats = Formats { dense: DenseFormat::Bf16, kv: KvFormat::F32 };
+    let store = Synthetic::new(SyntheticKind::Tiny);
     let model = Model::load(backend, &store, formats, capacity, ShardPlan::UNDIVIDED).unwrap();
     Runner::new(model).with_masker(Box::new(Masks::start(2).unwrap()))
 }
