@@ -141,6 +141,7 @@ pub fn engine_settings(args: &ModelArgs, place: Place) -> EngineSettings {
     EngineSettings {
         max_queue: args.max_queue as usize,
         prefill_chunk: place.prefill_chunk(args),
+        prefill_slice: Some(args.prefill_slice).filter(|time| !time.is_zero()),
         pipeline_depth: place.pipeline_depth(args),
         step_timeout: STEP_TIMEOUT,
         ..EngineSettings::default()
