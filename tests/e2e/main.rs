@@ -1,6 +1,7 @@
 //! Whole-program tests: the real binary, spoken to over HTTP.
 
 mod access;
+mod bench_interrupt;
 mod bench_link;
 mod degraded;
 mod demo;

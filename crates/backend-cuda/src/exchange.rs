@@ -108,7 +108,7 @@ impl CudaBackend {
         values.insert(0, std::ptr::from_mut(&mut joined.lanes).cast());
         let blocks = len.div_ceil(BLOCK_VALUES).min(BLOCKS_MAX);
         let shape = Launch { grid: (blocks, 1, 1), threads: THREADS, shared: 0 };
-        self.device.launch_raw(self.kernels.exchange_add, shape, &mut values, true)
+        self.device.launch_raw(self.kernels()?.exchange_add, shape, &mut values, true)
     }
 }
 

@@ -1,5 +1,7 @@
 //! `tandem bench`: how fast the engine is with this model on this machine, beside what the machine could do.
 
+mod interrupted;
+
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -23,6 +25,9 @@ const PROBE_BYTES: usize = 2 << 30;
 pub fn run(args: &BenchArgs) -> Result<()> {
     if let Some(card) = args.predict {
         return predict(args, card);
+    }
+    if let Some(tokens) = args.interrupt {
+        return interrupted::run(args, tokens);
     }
     let mut args = args.clone();
     let needed = args.prompt_tokens + args.output_tokens;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use tandem_backend::cpu::{CpuBackend, Isa, read_bandwidth as cpu_read_bandwidth};
 use tandem_backend::{Backend, Precision};
-use tandem_backend_cuda::{self as cuda, CudaBackend};
+use tandem_backend_cuda::{self as cuda, CudaBackend, KernelProgress};
 use tandem_engine::{Engine, EngineSettings};
 use tandem_grammar::Masks;
 use tandem_model::inspect::Report;
@@ -113,15 +113,16 @@ pub fn load(args: &ModelArgs, progress: Progress) -> Result<Loaded> {
     let tally = Arc::clone(&experts_read);
     let reference = source.reference(formats);
     let mut parts = Parts::new();
-    let loading =
-        Loading { store: source.store.as_ref(), progress, formats, capacity: plan.capacity, tally, reference };
+    let (store, capacity) = (source.store.as_ref(), plan.capacity);
+    let loading = Loading { store, progress, formats, capacity, tally, kernels: None, reference };
     let (worker, device) = match place {
         Place::Cpu => loading.start(CpuBackend::new(cpu_options(args, numbers.precision)?)?, &mut parts)?,
         Place::Cuda => {
             let backend = CudaBackend::new(cuda_options(args))?;
-            parts.end("kernels");
+            parts.end("first kernels");
             let allocated = Arc::clone(backend.device().allocated());
-            let started = loading.start(backend, &mut parts)?;
+            let kernels = Some(Arc::clone(backend.kernel_progress()));
+            let started = Loading { kernels, ..loading }.start(backend, &mut parts)?;
             info!("device memory: {} allocated", human(allocated.load(Ordering::Relaxed)));
             started
         }
@@ -157,6 +158,7 @@ pub fn engine_settings(args: &ModelArgs, place: Place) -> EngineSettings {
     EngineSettings {
         max_queue: args.max_queue as usize,
         prefill_chunk: place.prefill_chunk(args),
+        prefill_slice: Some(args.prefill_slice).filter(|time| !time.is_zero()),
         pipeline_depth: place.pipeline_depth(args),
         step_timeout: STEP_TIMEOUT,
         ..EngineSettings::default()
@@ -254,6 +256,8 @@ struct Loading<'a> {
     formats: Formats,
     capacity: Capacity,
     tally: Arc<ExpertTally>,
+    /// Kernels that are compiled meanwhile.
+    kernels: Option<Arc<KernelProgress>>,
     /// What the model is known to compute.
     reference: Option<Reference>,
 }
@@ -266,10 +270,19 @@ impl Loading<'_> {
     {
         let device = backend.describe();
         info!("device: {device}");
-        let mut model = with_progress(self.store, self.progress, |store| {
+        let mut model = with_progress(self.store, self.progress, self.kernels.as_deref(), |store| {
             Ok(Model::load(backend, store, self.formats, self.capacity, ShardPlan::UNDIVIDED)?)
         })?;
-        parts.end_with("weights", "working memory", model.allocation_time());
+        let allocation = model.allocation_time();
+        match &self.kernels {
+            Some(kernels) => {
+                let waited = kernels.waited();
+                let rest = [("waiting for kernels", waited), ("working memory", allocation.saturating_sub(waited))];
+                parts.end_with("weights", &rest);
+                parts.beside("kernels", kernels.took());
+            }
+            None => parts.end_with("weights", &[("working memory", allocation)]),
+        }
         model.prepare(|done, total| {
             // A log needs to know only that it is over.
             if total > 0 && (done == total || self.progress == Progress::Terminal) {

@@ -1,6 +1,7 @@
 //! `tandem worker`: one node's part of a model.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::prctl;
@@ -78,6 +79,7 @@ pub fn machine_args(args: &WorkerArgs) -> ModelArgs {
         memory: args.memory,
         max_streams: 1,
         prefill_chunk: None,
+        prefill_slice: Duration::ZERO,
         threads: args.threads,
         isa: args.isa.clone(),
         max_queue: 1,

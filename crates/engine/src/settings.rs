@@ -9,6 +9,9 @@ pub struct EngineSettings {
     pub max_queue: usize,
     /// Most prompt tokens per step, over all requests; the rest of a step is for running decodes.
     pub prefill_chunk: u32,
+    /// How long prompt tokens may keep running decodes from their next token; a chunk that would take longer is run in slices
+    /// of as many layers as fit, at least one. `None`: chunks are run whole.
+    pub prefill_slice: Option<Duration>,
     /// Steps that may be under way at once, 1 or 2. At 2 the next step is planned before the last one's tokens are known.
     pub pipeline_depth: u32,
     /// How long a step may take before the worker counts as lost.
@@ -20,11 +23,13 @@ pub struct EngineSettings {
 }
 
 impl Default for EngineSettings {
-    /// 256 waiting, chunks of 512 tokens, two steps under way, a minute per step, no limit on waiting, two minutes for a handover.
+    /// 256 waiting, chunks of 512 tokens in slices of 50 ms, two steps under way, a minute per step, no limit on waiting, two
+    /// minutes for a handover.
     fn default() -> Self {
         Self {
             max_queue: 256,
             prefill_chunk: 512,
+            prefill_slice: Some(Duration::from_millis(50)),
             pipeline_depth: 2,
             step_timeout: Duration::from_secs(60),
             queue_timeout: None,
@@ -138,6 +143,7 @@ fn check_nonzero(settings: &EngineSettings, capacity: &Capacity) -> Result<(), S
         ("the sliding window", capacity.window.into()),
         ("the number of streams", capacity.max_streams.into()),
         ("the tokens per step", capacity.max_step_tokens.into()),
+        ("the number of layers", capacity.layers.into()),
         ("the vocabulary", capacity.vocab.into()),
     ];
     match numbers.iter().find(|(_, value)| *value == 0) {

@@ -1,5 +1,7 @@
 //! Runs step plans on a [`Model`]: everything a worker remembers from step to step lives here.
 
+mod pass;
+
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,6 +11,7 @@ use tandem_step::{
     StepTimings,
 };
 
+use self::pass::Pass;
 use crate::ExpertTally;
 use crate::forward::{Model, ModelError};
 use crate::sampler::{self, History, logprobs, sample};
@@ -69,7 +72,9 @@ enum Want {
 pub struct Runner<B: Backend> {
     model: Model<B>,
     slots: Vec<Option<Slot>>,
-    /// Follows the constrained ones among them.
+    /// The pass that several steps share, if one is under way.
+    pass: Option<Pass>,
+    /// Follows the constrained ones among the slots.
     masker: Option<Box<dyn Masker>>,
     /// Epoch and step of the last plan.
     last: Option<(u64, u64)>,
@@ -81,7 +86,7 @@ impl<B: Backend> Runner<B> {
     /// A runner with all slots free.
     pub fn new(model: Model<B>) -> Self {
         let slots = (0..model.capacity().max_streams).map(|_| None).collect();
-        Self { model, slots, masker: None, last: None, counting: None }
+        Self { model, slots, pass: None, masker: None, last: None, counting: None }
     }
 
     /// The same runner, able to run requests with a constraint.
@@ -108,15 +113,20 @@ impl<B: Backend> Runner<B> {
         }
         self.take_and_leave(plan)?;
         self.copy(plan)?;
-        let tokens = self.admit_rows(plan)?;
-        self.forward(plan, &tokens)?;
+        let passed = plan.slice.as_ref().map_or(Ok(Vec::new()), |slice| self.run_slice(slice))?;
+        let sliced = Instant::now();
+        self.keep_apart(&plan.rows)?;
+        let tokens = self.admit_rows(&plan.rows)?;
+        self.forward(&plan.rows, &tokens)?;
         let forwarded = Instant::now();
-        let rows = self.choose(plan, &tokens)?;
+        let mut rows = self.choose(&plan.rows, &tokens)?;
+        rows.extend(passed);
         if let Some(counting) = &self.counting {
             counting.after(&self.model)?;
         }
         let timings = StepTimings {
-            forward_us: (forwarded - started).as_micros() as u64,
+            slice_us: plan.slice.as_ref().map_or(0, |_| (sliced - started).as_micros() as u64),
+            forward_us: (forwarded - sliced).as_micros() as u64,
             sample_us: forwarded.elapsed().as_micros() as u64,
         };
         Ok(StepResult { epoch: plan.epoch, step: plan.step, rows, timings })
@@ -137,6 +147,7 @@ impl<B: Backend> Runner<B> {
     }
 
     fn take_and_leave(&mut self, plan: &StepPlan) -> Result<(), ModelError> {
+        self.end_pass(&plan.ends)?;
         for slot in &plan.ends {
             if self.slots.get_mut(*slot as usize).and_then(Option::take).is_none() {
                 return bad(format!("slot {slot} ends but was not taken"));
@@ -178,9 +189,9 @@ impl<B: Backend> Runner<B> {
     }
 
     /// Takes note of the rows' blocks and resolves their tokens, all rows one after another.
-    fn admit_rows(&mut self, plan: &StepPlan) -> Result<Vec<u32>, ModelError> {
+    fn admit_rows(&mut self, rows: &[Row]) -> Result<Vec<u32>, ModelError> {
         let mut tokens = Vec::new();
-        for row in &plan.rows {
+        for row in rows {
             for assignment in &row.blocks {
                 self.check_block(assignment.pool, assignment.block)?;
             }
@@ -197,8 +208,8 @@ impl<B: Backend> Runner<B> {
             }
         }
         let capacity = self.capacity();
-        if tokens.is_empty() && !plan.rows.is_empty() || tokens.len() > capacity.max_step_tokens as usize {
-            return bad(format!("{} tokens in {} rows", tokens.len(), plan.rows.len()));
+        if tokens.is_empty() && !rows.is_empty() || tokens.len() > capacity.max_step_tokens as usize {
+            return bad(format!("{} tokens in {} rows", tokens.len(), rows.len()));
         }
         if let Some(token) = tokens.iter().find(|token| **token >= capacity.vocab) {
             return bad(format!("token {token} is not in the vocabulary of {}", capacity.vocab));
@@ -206,39 +217,28 @@ impl<B: Backend> Runner<B> {
         Ok(tokens)
     }
 
-    fn forward(&mut self, plan: &StepPlan, tokens: &[u32]) -> Result<(), ModelError> {
-        if plan.rows.is_empty() {
+    fn forward(&mut self, rows: &[Row], tokens: &[u32]) -> Result<(), ModelError> {
+        if rows.is_empty() {
             return Ok(());
         }
-        let mut sequences = Vec::with_capacity(plan.rows.len());
-        let mut first = 0;
-        for row in &plan.rows {
-            let slot = slot_ref(&self.slots, row.slot)?;
-            sequences.push(Sequence {
-                rows: first..first + row.input.len(),
-                position: row.position,
-                full_blocks: &slot.full_blocks,
-                sliding_blocks: &slot.sliding_blocks,
-            });
-            first += row.input.len();
-        }
+        let sequences = sequences(&self.slots, rows)?;
         self.model.forward(&Batch { tokens, sequences: &sequences })
     }
 
     /// Samples and scores.
-    fn choose(&mut self, plan: &StepPlan, tokens: &[u32]) -> Result<Vec<RowResult>, ModelError> {
-        let mut results: Vec<RowResult> = plan.rows.iter().map(|row| RowResult::empty(row.slot)).collect();
-        let (drawn, wanted) = self.share_out(plan, tokens.len())?;
+    fn choose(&mut self, asked: &[Row], tokens: &[u32]) -> Result<Vec<RowResult>, ModelError> {
+        let mut results: Vec<RowResult> = asked.iter().map(|row| RowResult::empty(row.slot)).collect();
+        let (drawn, wanted) = self.share_out(asked, tokens.len())?;
         if !drawn.is_empty() {
-            self.draw(plan, drawn, &mut results)?;
+            self.draw(asked, drawn, &mut results)?;
         }
         let (rows, wants): (Vec<usize>, Vec<Want>) = wanted.into_iter().unzip();
         let (slots, masker) = (&mut self.slots, &mut self.masker);
         self.model.logits(&rows, |i, logits| match wants[i] {
             Want::Score { row, target, top } => results[row].scores.push(logprobs(logits, target, top)),
             Want::Token(row) => {
-                let next = next_position(&plan.rows[row]);
-                let index = plan.rows[row].slot;
+                let next = next_position(&asked[row]);
+                let index = asked[row].slot;
                 if let Some(slot) = slots[index as usize].as_mut() {
                     let masker = masker.as_mut().filter(|_| slot.constrained);
                     slot.choose(logits, next, masker.map(|masker| (masker, index)), &mut results[row]);
@@ -252,14 +252,14 @@ impl<B: Backend> Runner<B> {
     /// device is still busy with the forward pass.
     fn draw(
         &mut self,
-        plan: &StepPlan,
+        asked: &[Row],
         drawn: Vec<(usize, usize, Draw)>,
         results: &mut [RowResult],
     ) -> Result<(), ModelError> {
         let mut draws = Vec::with_capacity(drawn.len());
         let mut rows = Vec::with_capacity(drawn.len());
         for (at, row, mut draw) in drawn {
-            let slot = plan.rows[row].slot;
+            let slot = asked[row].slot;
             if let Some(masker) = self.masker_of(slot)? {
                 match masker.mask(slot) {
                     Ok(mask) => draw.mask = Some(mask),
@@ -271,7 +271,7 @@ impl<B: Backend> Runner<B> {
         }
         let tokens = self.model.draw(&draws)?;
         for (row, token) in rows.into_iter().zip(tokens) {
-            let slot = plan.rows[row].slot;
+            let slot = asked[row].slot;
             if results[row].error.is_none()
                 && let Some(masker) = self.masker_of(slot)?
             {
@@ -292,15 +292,15 @@ impl<B: Backend> Runner<B> {
     #[allow(clippy::type_complexity)]
     fn share_out(
         &self,
-        plan: &StepPlan,
+        asked: &[Row],
         tokens: usize,
     ) -> Result<(Vec<(usize, usize, Draw)>, Vec<(usize, Want)>), ModelError> {
         let (mut drawn, mut rest) = (Vec::new(), Vec::new());
-        for (row, want) in wanted(plan, tokens)? {
+        for (row, want) in wanted(asked, tokens)? {
             let draw = match want {
                 Want::Token(index) if self.model.draws() => {
-                    let slot = slot_ref(&self.slots, plan.rows[index].slot)?;
-                    slot.plain_draw(next_position(&plan.rows[index])).map(|draw| (row, index, draw))
+                    let slot = slot_ref(&self.slots, asked[index].slot)?;
+                    slot.plain_draw(next_position(&asked[index])).map(|draw| (row, index, draw))
                 }
                 _ => None,
             };
@@ -320,6 +320,23 @@ impl<B: Backend> Runner<B> {
         };
         if block < blocks { Ok(()) } else { bad(format!("block {block} of {blocks} in the {pool:?} pool")) }
     }
+}
+
+/// The rows as parts of a batch, one after another.
+fn sequences<'a>(slots: &'a [Option<Slot>], rows: &[Row]) -> Result<Vec<Sequence<'a>>, ModelError> {
+    let mut sequences = Vec::with_capacity(rows.len());
+    let mut first = 0;
+    for row in rows {
+        let slot = slot_ref(slots, row.slot)?;
+        sequences.push(Sequence {
+            rows: first..first + row.input.len(),
+            position: row.position,
+            full_blocks: &slot.full_blocks,
+            sliding_blocks: &slot.sliding_blocks,
+        });
+        first += row.input.len();
+    }
+    Ok(sequences)
 }
 
 /// Position of the token that a row's logits lead to.
@@ -375,10 +392,10 @@ impl Slot {
 }
 
 /// Which rows of the batch need logits, in ascending order, and what for.
-fn wanted(plan: &StepPlan, tokens: usize) -> Result<Vec<(usize, Want)>, ModelError> {
+fn wanted(asked: &[Row], tokens: usize) -> Result<Vec<(usize, Want)>, ModelError> {
     let mut wants = Vec::new();
     let mut first = 0;
-    for (index, row) in plan.rows.iter().enumerate() {
+    for (index, row) in asked.iter().enumerate() {
         if let Some(score) = &row.score {
             if score.targets.len() > row.input.len() {
                 return bad(format!("{} targets for {} tokens", score.targets.len(), row.input.len()));

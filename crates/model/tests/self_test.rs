@@ -72,6 +72,7 @@ fn test(
         context,
         max_streams: 1,
         max_step_tokens: chunk,
+        layers: store.config().layers() as u32,
         vocab: store.config().vocab as u32,
     };
     let backend = CpuBackend::new(CpuOptions { precision, threads: Some(2), isa: None }).unwrap();

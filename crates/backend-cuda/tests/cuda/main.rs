@@ -5,6 +5,7 @@ mod exchange;
 mod formats;
 mod golden;
 mod memory;
+mod slices;
 mod transformers;
 
 use tandem_backend_cuda::{CudaBackend, CudaOptions, device_count};

@@ -28,7 +28,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const SPLITS: [ExpertSplit; 2] = [ExpertSplit::Slice, ExpertSplit::Whole];
 
 /// Whoever carries out plans: one worker, or all ranks in lock-step.
-struct Group(Vec<LocalWorker>);
+struct Group {
+    workers: Vec<LocalWorker>,
+    /// Slices of passes that it was given.
+    slices: usize,
+}
 
 impl Group {
     fn undivided(store: &dyn WeightStore) -> Self {
@@ -54,12 +58,12 @@ impl Group {
             let masks = Box::new(Masks::start(1).unwrap());
             LocalWorker::start(Runner::new(model).with_masker(masks)).unwrap()
         };
-        Self(models.into_iter().map(start).collect())
+        Self { workers: models.into_iter().map(start).collect(), slices: 0 }
     }
 
     /// The result of the oldest step, which is the same on all ranks.
     fn next(&mut self) -> StepResult {
-        let mut results = self.0.iter_mut().map(|worker| worker.next(PATIENCE).unwrap());
+        let mut results = self.workers.iter_mut().map(|worker| worker.next(PATIENCE).unwrap());
         let first = results.next().unwrap();
         results.for_each(|result| assert_eq!(result.rows, first.rows, "a rank chose otherwise"));
         first
@@ -82,6 +86,7 @@ fn capacity(store: &dyn WeightStore) -> Capacity {
         context: CONTEXT,
         max_streams: STREAMS,
         max_step_tokens: 128,
+        layers: config.layers() as u32,
         vocab: config.vocab as u32,
     }
 }
@@ -91,15 +96,19 @@ fn capacity(store: &dyn WeightStore) -> Capacity {
 struct Manner {
     pipeline_depth: u32,
     prefill_chunk: u32,
+    /// One layer at a time beside decodes, or chunks whole.
+    sliced: bool,
     /// All requests at once, or one after another.
     together: bool,
 }
 
-const MANNERS: [Manner; 4] = [
-    Manner { pipeline_depth: 1, prefill_chunk: 100, together: false },
-    Manner { pipeline_depth: 2, prefill_chunk: 100, together: false },
-    Manner { pipeline_depth: 2, prefill_chunk: 13, together: true },
-    Manner { pipeline_depth: 1, prefill_chunk: 33, together: true },
+const MANNERS: [Manner; 6] = [
+    Manner { pipeline_depth: 1, prefill_chunk: 100, sliced: false, together: false },
+    Manner { pipeline_depth: 2, prefill_chunk: 100, sliced: false, together: false },
+    Manner { pipeline_depth: 2, prefill_chunk: 13, sliced: false, together: true },
+    Manner { pipeline_depth: 1, prefill_chunk: 33, sliced: false, together: true },
+    Manner { pipeline_depth: 2, prefill_chunk: 13, sliced: true, together: true },
+    Manner { pipeline_depth: 1, prefill_chunk: 33, sliced: true, together: true },
 ];
 
 /// What a client gets of one request.
@@ -124,7 +133,8 @@ fn run_together(group: &mut Group, scheduler: &mut Scheduler, requests: &[Reques
     let (mut outcomes, mut in_flight) = (vec![Outcome::default(); requests.len()], 0);
     loop {
         while let Some(plan) = scheduler.next_plan(now) {
-            group.0.iter_mut().for_each(|worker| worker.submit(plan.clone()).unwrap());
+            group.slices += usize::from(plan.slice.is_some());
+            group.workers.iter_mut().for_each(|worker| worker.submit(plan.clone()).unwrap());
             in_flight += 1;
         }
         if in_flight == 0 {
@@ -154,10 +164,13 @@ fn note(outcome: &mut Outcome, update: Update) {
 fn in_every_manner(mut group: impl FnMut() -> Group, requests: &[Request], capacity: Capacity) -> Vec<Outcome> {
     let mut outcomes: Option<Vec<Outcome>> = None;
     for manner in MANNERS {
-        let Manner { pipeline_depth, prefill_chunk, together } = manner;
-        let settings = EngineSettings { pipeline_depth, prefill_chunk, ..EngineSettings::default() };
+        let Manner { pipeline_depth, prefill_chunk, sliced, together } = manner;
+        let prefill_slice = sliced.then_some(Duration::ZERO);
+        let settings = EngineSettings { pipeline_depth, prefill_chunk, prefill_slice, ..EngineSettings::default() };
         let mut scheduler = Scheduler::new(capacity, settings).unwrap();
-        let got = run(&mut group(), &mut scheduler, requests, together);
+        let mut group = group();
+        let got = run(&mut group, &mut scheduler, requests, together);
+        assert_eq!(group.slices > 0, sliced && (requests.len() > STREAMS as usize || prefill_chunk < 33), "{manner:?}");
         assert!(got.iter().all(|outcome| outcome.reason.is_some()));
         match &outcomes {
             Some(want) => assert_eq!(&got, want, "{manner:?}"),
@@ -234,7 +247,8 @@ fn a_constraint_holds_on_ranks_as_on_one_worker() {
         "minItems": 5, "maxItems": 8});
     let rules = Rules::Text(Content::Json(schema));
     let request = |seed| Request {
-        prompt: (0..20).map(|i| 1000 + i * 7 + seed as u32).collect(),
+        // The longer prompt goes on while the other request is answered.
+        prompt: (0..20 * seed as u32).map(|i| 1000 + i * 7 + seed as u32).collect(),
         max_tokens: 60,
         sampling: Sampling { seed, logprobs: (seed == 1).then_some(1), ..Sampling::default() },
         stop_tokens: STOP_TOKENS.to_vec(),
@@ -346,7 +360,7 @@ fn a_rank_whose_peer_is_gone_fails_its_step() {
     let store = Checkpoint::open(folder.path()).unwrap();
     for kind in [TransportKind::Shm, TransportKind::Tcp] {
         let Ok([mut left, gone]) =
-            <[LocalWorker; 2]>::try_from(Group::ranks(&store, ExpertSplit::Whole, links(kind, 2)).0)
+            <[LocalWorker; 2]>::try_from(Group::ranks(&store, ExpertSplit::Whole, links(kind, 2)).workers)
         else {
             panic!("two ranks")
         };
