@@ -3,9 +3,11 @@
 mod access;
 mod bench_link;
 mod demo;
+mod failures;
 mod grpc;
 mod mixed;
 mod mixed_protocols;
+mod namespaces;
 mod refusals;
 mod server;
 mod serving;

@@ -220,3 +220,6 @@ async fn goodbye(member: &mut Member) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
