@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 
 use crate::server::{Server, tandem};
 use crate::workers::{
-    EXACT, Meeting, Worker, assert_one_error, completion, failed_within, interrupted, is_there, start, wait_until,
+    EXACT, Meeting, Worker, assert_one_error, children, completion, failed_within, interrupted, is_there, send, start,
+    wait_until,
 };
 
 /// Set where a test is in namespaces of its own.
@@ -78,10 +79,10 @@ fn a_full_disk_is_named_or_passed_over() {
     let log = File::create(disk.path().join("log")).expect("a file without content");
     let server = Server::start_logging_to(log, &[&EXACT[..], &["--local-workers"]].concat());
     let expected = answers(&server);
-    let workers = crate::workers::children(server.pid());
-    crate::workers::send("-KILL", workers[0]);
-    wait_until("the loss is noticed", || server.get("/ready").0 == 503);
-    server.wait_ready();
+    let workers = children(server.pid());
+    send("-KILL", workers[0]);
+    let short = json!({"prompt": "Once", "max_tokens": 1});
+    wait_until("it is replaced", || !is_there(workers[0]) && server.post("/v1/completions", &short).0 == 200);
     assert_eq!(answers(&server), expected, "with a log that takes nothing");
     assert_eq!(fs::metadata(disk.path().join("log")).unwrap().len(), 0, "the disk is full indeed");
 }
@@ -101,12 +102,14 @@ fn refusal(mut program: Command) -> String {
 /// Whether this process has namespaces of its own. If not, runs the test of that name in a process that has.
 fn is_inside(name: &str) -> bool {
     if std::env::var_os(INSIDE).is_some() {
+        run("ip", &["link", "set", "lo", "up"]);
         return true;
     }
     // As root, or as an ordinary user where those may be root of a namespace.
     let ways = [&["-n", "-m"][..], &["-r", "-n", "-m"]];
-    let Some(way) = ways.into_iter().find(|way| succeeds(Command::new("unshare").args(*way).arg("true"))) else {
-        eprintln!("skipped: no namespaces can be had here");
+    let mut possible = ways.into_iter().filter(|way| succeeds(Command::new("unshare").args(*way).args(["ip", "-V"])));
+    let Some(way) = possible.next() else {
+        eprintln!("skipped: no namespaces can be had here, or there is no ip program");
         return false;
     };
     let program = std::env::current_exe().expect("this program");
@@ -128,10 +131,6 @@ struct Nodes {
 impl Nodes {
     /// None, and a word about it, where there can be none.
     fn new(test: &str) -> Option<Self> {
-        if !succeeds(Command::new("ip").arg("-V")) {
-            eprintln!("skipped: there is no ip program");
-            return None;
-        }
         if !is_inside(test) {
             return None;
         }
