@@ -387,3 +387,6 @@ async fn raise_when_interrupted(flag: watch::Sender<bool>) {
     }
     flag.send_replace(true);
 }
+
+#[cfg(test)]
+mod tests;
