@@ -238,3 +238,6 @@ async fn goodbye(member: &mut Member) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
