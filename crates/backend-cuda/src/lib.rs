@@ -23,6 +23,7 @@ mod masks;
 mod matrix;
 mod memory;
 mod operations;
+mod registered;
 mod rows;
 mod staging;
 mod work;

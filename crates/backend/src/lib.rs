@@ -17,7 +17,7 @@ mod source;
 pub use batch::{Batch, Sequence};
 pub use count::ExpertCount;
 pub use error::BackendError;
-pub use exchange::{ExchangeMemory, PeerMemory};
+pub use exchange::{ExchangeMemory, PacketMemory, Passage, PeerMemory, RelayMemory};
 pub use formats::{DenseFormat, KvFormat, Precision};
 pub use source::{ExpertsShape, ExpertsSource, RowSource};
 
@@ -182,7 +182,7 @@ pub trait Backend: Send {
     fn number_exchanges(&self, _first: u64) -> Result<(), BackendError> {
         Err(BackendError::Unsupported("this device leaves exchanges to the host".into()))
     }
-    /// `into += Σ part`, over all ranks in their order, for the first `n` rows: one message of the step.
+    /// `into += Σ part`, over all ranks in their order, for the first `n` rows: the step's next messages, as many as that takes.
     fn exchange_add(&self, _part: &Self::Buffer, _n: usize, _into: &mut Self::Buffer) -> Result<(), BackendError> {
         Err(BackendError::Unsupported("this device leaves exchanges to the host".into()))
     }

@@ -13,7 +13,7 @@ use crate::shm::{ShmEndpoint, ShmOffer};
 use crate::tcp::{TcpEndpoint, TcpOffer};
 
 /// Raised by every change of the protocol or of the region: ranks of different versions do not connect.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// An offer is a few hundred bytes.
 const OFFER_BYTES_MAX: usize = 64 << 10;
 

@@ -22,7 +22,8 @@
 //! # Memory
 //!
 //! See [`Region`]. All words that are waited for lie in host memory, on cache lines of their own, in the region of the
-//! rank that waits, so that kernels of a device which sees host memory can do what [`Link`] does here.
+//! rank that waits, so that kernels of a device which sees host memory can do what [`Link`] does here. Within shared memory
+//! devices have a quicker way of their own, without flags: packets.
 
 mod endpoint;
 mod error;
@@ -33,6 +34,7 @@ mod flag;
 mod futex;
 mod link;
 mod memory;
+mod packets;
 mod rdma;
 mod region;
 mod shm;
@@ -44,5 +46,6 @@ pub use error::LinkError;
 #[cfg(any(test, feature = "faults"))]
 pub use faults::{Fault, Faults};
 pub use link::{Abort, Link};
+pub use packets::{PACKET_BYTES, packet_number};
 pub use rdma::RdmaChoice;
 pub use region::{LINE_BYTES, Region, SLOTS, STRIPES_MAX, WORLD_MAX};

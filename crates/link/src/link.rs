@@ -29,9 +29,11 @@ pub struct Link {
     deadline: Duration,
     /// How long a wait looks without sleeping.
     spin: Duration,
-    next_seq: u64,
+    pub(crate) next_seq: u64,
     /// For each peer, the number up to which it is known to have taken our messages.
-    taken: [u64; WORLD_MAX],
+    pub(crate) taken: [u64; WORLD_MAX],
+    /// How often packets were cleared.
+    pub(crate) packet_turn: u64,
     dead: Option<String>,
 }
 
@@ -44,7 +46,8 @@ impl Link {
         deadline: Duration,
         spin: Duration,
     ) -> Self {
-        Self { rank, world, transport, region, deadline, spin, next_seq: 1, taken: [0; WORLD_MAX], dead: None }
+        let taken = [0; WORLD_MAX];
+        Self { rank, world, transport, region, deadline, spin, next_seq: 1, taken, packet_turn: 0, dead: None }
     }
 
     /// This rank's number, from 0.
@@ -95,50 +98,61 @@ impl Link {
         &self.region
     }
 
-    /// The number of the first message that a device may stage by itself. Waits until every peer has taken what lies in that
-    /// message's slot, as of an exchange of several messages it may not have yet.
+    /// The number of the first message that a device may send by itself; it has ended what it was given numbers for before. Waits
+    /// until every peer has taken what lies in that message's slot, as of an exchange of several messages it may not have yet.
     ///
     /// # Errors
     ///
     /// As of [`Link::all_reduce`].
     pub fn number_for_device(&mut self) -> Result<u64, LinkError> {
-        let before = Awaited::Credit(self.next_seq.saturating_sub(2));
-        self.collective(|link| peers(link.rank, link.world).try_for_each(|peer| link.wait(peer, before)))?;
+        self.collective(|link| {
+            link.clear_old_packets()?;
+            let before = Awaited::Credit(link.next_seq.saturating_sub(2));
+            peers(link.rank, link.world).try_for_each(|peer| link.wait(peer, before))
+        })?;
         Ok(self.next_seq)
     }
 
-    /// Stands for `messages` all-reduces of `bytes` each, at most [`Region::single_stripe_bytes`], which a device carries out
+    /// Stands for `exchanges` all-reduces of `bytes` each, as many messages as slots these fill, which a device carries out
     /// by itself, numbered from [`Link::number_for_device`] on. With shared memory nothing is left to do; otherwise this sends
     /// what the device announces, and returns when all is sent and everybody's last message is here.
     ///
     /// # Errors
     ///
     /// As of [`Link::all_reduce`].
-    pub fn relay(&mut self, messages: u64, bytes: usize) -> Result<(), LinkError> {
-        if bytes > self.region.single_stripe_bytes() || self.next_seq + messages > SEQ_MAX {
-            return Err(LinkError::Shape(format!("{messages} messages of {bytes} bytes from {}", self.next_seq)));
-        }
-        self.collective(|link| link.relay_all(messages, bytes))
+    pub fn relay(&mut self, exchanges: u64, bytes: usize) -> Result<(), LinkError> {
+        self.collective(|link| link.relay_all(exchanges, bytes))
     }
 
-    fn relay_all(&mut self, messages: u64, bytes: usize) -> Result<(), LinkError> {
-        let shared = peers(self.rank, self.world).all(|peer| self.region.peer_memory(peer).is_some());
-        for _ in 0..messages {
-            let flag = Flag::new(self.next_seq, Operation::Reduce, bytes);
+    fn relay_all(&mut self, exchanges: u64, bytes: usize) -> Result<(), LinkError> {
+        let shared = self.region.is_shared();
+        for _ in 0..exchanges {
+            let chunks = Chunks::new(self.next_seq, Operation::Reduce, bytes, self.region.slot_bytes())?;
             if shared {
-                self.next_seq += 1;
+                self.next_seq += chunks.count as u64;
             } else {
-                self.await_device(flag)?;
-                self.publish(flag)?;
+                self.relay_messages(&chunks)?;
             }
-        }
-        if !shared && messages > 0 {
-            self.receive(Flag::new(self.next_seq - 1, Operation::Reduce, bytes))?;
         }
         // Who sent the last of these had taken the one before it.
         let taken = self.next_seq.saturating_sub(2);
         peers(self.rank, self.world).for_each(|peer| self.taken[peer] = self.taken[peer].max(taken));
         Ok(())
+    }
+
+    fn relay_messages(&mut self, chunks: &Chunks) -> Result<(), LinkError> {
+        for index in 0..chunks.count {
+            self.await_device(chunks.flag(index))?;
+            self.publish(chunks.flag(index))?;
+        }
+        chunks.count.checked_sub(1).map_or(Ok(()), |last| self.receive(chunks.flag(last)))
+    }
+
+    /// Returns when every rank has come here, and so has taken all messages before.
+    pub(crate) fn meet(&mut self) -> Result<(), LinkError> {
+        let mut all = [0; WORLD_MAX];
+        let world = self.world;
+        self.gather(&[0], &mut all[..world])
     }
 
     /// Waits until the device has staged this message.

@@ -31,6 +31,10 @@ const LANE_BYTES: usize = STATE_IN_LANE + LINE_BYTES;
 /// Payloads begin on a page.
 const PAYLOAD_AT: usize = 4096;
 
+/// Ranks whose slots to receive in, which shared memory does not need, make one slot of packets. Packets take twice a slot's
+/// length; the rest is for pieces that blocks of a device cut them into.
+const PACKET_LANES: usize = WORLD_MAX / SLOTS;
+
 const _: () = assert!(LANES_AT + WORLD_MAX * LANE_BYTES <= PAYLOAD_AT);
 const _: () = assert!(STRIPES_MAX * 8 <= LINE_BYTES);
 // A sleeper waits for the low half of a flag.
@@ -76,6 +80,15 @@ impl Layout {
     pub(crate) fn received(self, peer: usize, slot: usize) -> usize {
         PAYLOAD_AT + ((1 + peer) * SLOTS + slot) * self.slot_bytes
     }
+
+    /// Two ranks' slots to receive in, for each slot.
+    pub(crate) fn packets(self, slot: usize) -> usize {
+        self.received(slot * PACKET_LANES, 0)
+    }
+
+    pub(crate) fn packet_bytes(self) -> usize {
+        PACKET_LANES * SLOTS * self.slot_bytes
+    }
 }
 
 fn lane(peer: usize) -> usize {
@@ -107,15 +120,17 @@ impl State {
 ///
 /// A backend whose device sees host memory registers [`Region::mappings`] and does its part in kernels:
 ///
-/// * Message numbers count from [`crate::Link::number_for_device`]; message `seq` goes through slot `seq & 1`.
-/// * To send: stage at [`Region::staged`], fence, then write the word [`Region::announcement`] gives where the peer sees it:
-///   with shared memory [`Region::flag_at_peer`] (stripe 0); otherwise at [`Region::outgoing`], where
-///   [`crate::Link::relay`] finds it and sends what is staged.
-/// * To receive: wait until each of the [`Region::stripes`] words at [`Region::flag`] *equals* the announcement (it
-///   may be seen half-written: never compare by order), fence, read at [`Region::received`].
+/// * Message numbers count from [`crate::Link::number_for_device`]; message `seq` goes through slot `seq & 1`. A payload is as many
+///   messages as it fills slots.
+/// * With shared memory ([`Region::is_shared`]) it writes packets at [`Region::packets`], each with [`crate::packet_number`], and
+///   waits for those of a peer at [`Region::peer_packets`]. How a message is cut into packets is the devices' own affair.
+/// * Otherwise it stages at [`Region::staged`], fences, and writes the word [`Region::announcement`] gives at [`Region::outgoing`],
+///   where [`crate::Link::relay`] finds it and sends what is staged. It waits until each of the [`Region::stripes`] words at
+///   [`Region::flag`] *equals* the announcement (it may be seen half-written: never compare by order), fences, and reads at
+///   [`Region::received`].
 /// * Watch [`Region::abort_word`] while waiting, and never wait without a bound.
-/// * A slot may be staged again when all peers have taken message `seq - 2`. Whoever sent `seq - 1` as the first message of
-///   an exchange had ended the exchange before. Within an exchange of several messages the credit says it.
+/// * A message may be sent when all peers have taken message `seq - 2`. A device sends none before it has taken all of the one
+///   before, so the arrival of `seq - 1` says that, and it needs no credits.
 #[derive(Debug)]
 pub struct Region {
     layout: Layout,
@@ -181,19 +196,40 @@ impl Region {
         word64(&self.own, self.layout.flag(peer, slot, stripe))
     }
 
-    /// With shared memory, the word by which this rank, `rank`, tells a peer of its message.
-    pub fn flag_at_peer(&self, rank: usize, peer: usize, slot: usize) -> Option<&AtomicU64> {
-        Some(word64(self.theirs[peer].as_ref()?, self.layout.flag(rank, slot, 0)))
-    }
-
     /// Without shared memory, the word by which a device tells this process of a message that is staged.
     pub fn outgoing(&self, slot: usize) -> &AtomicU64 {
         word64(&self.own, OUTGOING_AT + slot * 8)
     }
 
-    /// Longest message that comes in one stripe.
-    pub fn single_stripe_bytes(&self) -> usize {
-        if self.stripes > 1 { self.stripe_above.min(self.slot_bytes()) } else { self.slot_bytes() }
+    /// Whether all ranks see each other's memory.
+    pub fn is_shared(&self) -> bool {
+        self.theirs.iter().any(Option::is_some)
+    }
+
+    /// With shared memory, where a device writes a message's packets: [`Region::packet_bytes`] bytes on a cache line.
+    pub fn packets(&self, slot: usize) -> *mut u8 {
+        self.own.at(self.layout.packets(slot))
+    }
+
+    /// With shared memory, where a peer's device writes them.
+    pub fn peer_packets(&self, peer: usize, slot: usize) -> Option<*const u8> {
+        Some(self.theirs[peer].as_ref()?.at(self.layout.packets(slot)))
+    }
+
+    /// Room for one message's packets.
+    pub fn packet_bytes(&self) -> usize {
+        self.layout.packet_bytes()
+    }
+
+    /// All words of this rank's packets.
+    pub(crate) fn packet_words(&self) -> impl Iterator<Item = &AtomicU64> {
+        let words = self.layout.packet_bytes() / 8;
+        (0..SLOTS).flat_map(move |slot| (0..words).map(move |word| word64(&self.own, self.layout.packets(slot) + word * 8)))
+    }
+
+    /// Longest message of all-reduces in one stripe, and stripes of a longer one.
+    pub fn striping(&self) -> (usize, usize) {
+        (self.stripe_above.min(self.slot_bytes()), self.stripes)
     }
 
     /// The number of the last message that a peer has taken, as far as it said so.

@@ -4,13 +4,12 @@
 mod support;
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::time::Instant;
 
 use support::device::{RDMA, with_device};
 use support::{Make, PATIENCE, group, on_all, plain_sum, reduce_and_compare, settings, values};
-use tandem_link::{Endpoint, Link, Region, SLOTS};
+use tandem_link::{Endpoint, Link, Region, SLOTS, packet_number};
 
 const SHM: Make = Endpoint::shm;
 const TCP: Make = |settings| Endpoint::tcp(settings, IpAddr::V4(Ipv4Addr::LOCALHOST));
@@ -18,66 +17,105 @@ const TCP: Make = |settings| Endpoint::tcp(settings, IpAddr::V4(Ipv4Addr::LOCALH
 /// Addresses, as a kernel gets them.
 struct Device {
     rank: usize,
-    staged: [usize; SLOTS],
-    /// By rank, without this one.
-    peers: Vec<Peer>,
+    world: usize,
+    slot_bytes: usize,
+    passage: Passage,
 }
 
-struct Peer {
-    rank: usize,
-    /// For each slot, where its message is, its flag, and where to announce ours to it.
-    received: [usize; SLOTS],
-    flag: [usize; SLOTS],
-    tell: [usize; SLOTS],
+enum Passage {
+    /// For each slot, where its packets go; where those of each rank are.
+    Packets { sent: [usize; SLOTS], received: Vec<[usize; SLOTS]> },
+    /// For each slot, where a message is staged and announced; of each rank, where its message and its flag are.
+    Relayed { staged: [usize; SLOTS], tell: [usize; SLOTS], received: Vec<[usize; SLOTS]>, flag: Vec<[usize; SLOTS]> },
 }
 
 impl Device {
     fn new(link: &Link) -> Self {
-        let (region, rank) = (link.region(), link.rank());
+        let (region, rank, world) = (link.region(), link.rank(), link.world());
         let both = |address: &dyn Fn(usize) -> usize| [address(0), address(1)];
-        let tell = |peer: usize, slot: usize| {
-            let word = region.flag_at_peer(rank, peer, slot).unwrap_or_else(|| region.outgoing(slot));
-            word.as_ptr() as usize
+        let of_all = |address: &dyn Fn(usize, usize) -> usize| {
+            (0..world).map(|peer| if peer == rank { [0; SLOTS] } else { both(&|slot| address(peer, slot)) }).collect()
         };
-        let peer = |peer: usize| {
-            let flag = both(&|slot| region.flag(peer, slot, 0).as_ptr() as usize);
-            let received = both(&|slot| region.received(peer, slot) as usize);
-            Peer { rank: peer, received, flag, tell: both(&|slot| tell(peer, slot)) }
-        };
-        let peers = (0..link.world()).filter(|peer| *peer != rank).map(peer).collect();
-        Self { rank, staged: both(&|slot| region.staged(slot) as usize), peers }
-    }
-
-    /// The sums of messages `numbers`, each of `count` values, salted with its number.
-    fn run(&self, numbers: Range<u64>, count: usize) -> Vec<Vec<f32>> {
-        numbers.map(|seq| self.exchange(seq, &values(self.rank, count, seq))).collect()
-    }
-
-    fn exchange(&self, seq: u64, mine: &[f32]) -> Vec<f32> {
-        let slot = (seq & 1) as usize;
-        let announcement = Region::announcement(seq, size_of_val(mine));
-        // SAFETY: the slot is this rank's until it is announced, and as long as `count` values.
-        unsafe { std::ptr::copy_nonoverlapping(mine.as_ptr(), self.staged[slot] as *mut f32, mine.len()) };
-        fence(Ordering::SeqCst);
-        for peer in &self.peers {
-            word(peer.tell[slot]).store(announcement, Ordering::Release);
-        }
-        let started = Instant::now();
-        let mut parts = vec![(self.rank, mine.to_vec())];
-        for Peer { rank: peer, received, flag, .. } in &self.peers {
-            while word(flag[slot]).load(Ordering::Acquire) != announcement {
-                assert!(started.elapsed() < PATIENCE, "message {seq} of rank {peer} never came");
-                std::thread::yield_now();
+        let passage = if region.is_shared() {
+            let received = |peer: usize, slot: usize| region.peer_packets(peer, slot).expect("shared memory") as usize;
+            Passage::Packets { sent: both(&|slot| region.packets(slot) as usize), received: of_all(&received) }
+        } else {
+            Passage::Relayed {
+                staged: both(&|slot| region.staged(slot) as usize),
+                tell: both(&|slot| region.outgoing(slot).as_ptr() as usize),
+                received: of_all(&|peer, slot| region.received(peer, slot) as usize),
+                flag: of_all(&|peer, slot| region.flag(peer, slot, 0).as_ptr() as usize),
             }
-            let mut part = vec![0.0; mine.len()];
-            // SAFETY: announced, so it lies there until this rank announces the message after the next.
-            unsafe { std::ptr::copy_nonoverlapping(received[slot] as *const f32, part.as_mut_ptr(), part.len()) };
-            parts.push((*peer, part));
+        };
+        Self { rank, world, slot_bytes: region.slot_bytes(), passage }
+    }
+
+    /// The sums of so many exchanges, the first message's number being `first`, each of `count` values salted with its index.
+    fn run(&self, first: u64, exchanges: u64, count: usize) -> Vec<Vec<f32>> {
+        let messages = (count * 4).div_ceil(self.slot_bytes) as u64;
+        let exchange = |index: u64| self.exchange(first + index * messages, &values(self.rank, count, index));
+        (0..exchanges).map(exchange).collect()
+    }
+
+    fn exchange(&self, first: u64, mine: &[f32]) -> Vec<f32> {
+        (first..).zip(mine.chunks(self.slot_bytes / 4)).flat_map(|(seq, mine)| self.message(seq, mine)).collect()
+    }
+
+    fn message(&self, seq: u64, mine: &[f32]) -> Vec<f32> {
+        self.send(seq, mine);
+        let part = |rank: usize| if rank == self.rank { mine.to_vec() } else { self.receive(seq, rank, mine.len()) };
+        let first = part(0);
+        (1..self.world).map(part).fold(first, |sum, part| sum.iter().zip(part).map(|(a, b)| a + b).collect())
+    }
+
+    fn send(&self, seq: u64, mine: &[f32]) {
+        let slot = (seq & 1) as usize;
+        match &self.passage {
+            Passage::Packets { sent, .. } => {
+                for (index, value) in mine.iter().enumerate() {
+                    let half = u64::from(packet_number(seq)) << 32 | u64::from(value.to_bits());
+                    word(sent[slot] + index * 8).store(half, Ordering::Relaxed);
+                }
+            }
+            Passage::Relayed { staged, tell, .. } => {
+                // SAFETY: the slot is this rank's until it is announced, and as long as a message.
+                unsafe { std::ptr::copy_nonoverlapping(mine.as_ptr(), staged[slot] as *mut f32, mine.len()) };
+                fence(Ordering::SeqCst);
+                word(tell[slot]).store(Region::announcement(seq, size_of_val(mine)), Ordering::Release);
+            }
         }
-        parts.sort_by_key(|(rank, _)| *rank);
-        let mut parts = parts.into_iter().map(|(_, part)| part);
-        let first = parts.next().unwrap_or_default();
-        parts.fold(first, |sum, part| sum.iter().zip(part).map(|(a, b)| a + b).collect())
+    }
+
+    fn receive(&self, seq: u64, peer: usize, count: usize) -> Vec<f32> {
+        let slot = (seq & 1) as usize;
+        match &self.passage {
+            Passage::Packets { received, .. } => {
+                let value = |index: usize| {
+                    let here = |half: u64| (half >> 32) as u32 == packet_number(seq);
+                    f32::from_bits(self.wait(seq, peer, received[peer][slot] + index * 8, here) as u32)
+                };
+                (0..count).map(value).collect()
+            }
+            Passage::Relayed { received, flag, .. } => {
+                self.wait(seq, peer, flag[peer][slot], |word| word == Region::announcement(seq, count * 4));
+                let mut part = vec![0.0; count];
+                // SAFETY: announced, so it lies there until this rank announces the message after the next.
+                unsafe { std::ptr::copy_nonoverlapping(received[peer][slot] as *const f32, part.as_mut_ptr(), count) };
+                part
+            }
+        }
+    }
+
+    fn wait(&self, seq: u64, peer: usize, address: usize, here: impl Fn(u64) -> bool) -> u64 {
+        let started = Instant::now();
+        loop {
+            let seen = word(address).load(Ordering::Acquire);
+            if here(seen) {
+                return seen;
+            }
+            assert!(started.elapsed() < PATIENCE, "message {seq} of rank {peer} never came to rank {}", self.rank);
+            std::thread::yield_now();
+        }
     }
 }
 
@@ -86,24 +124,22 @@ fn word(address: usize) -> &'static AtomicU64 {
     unsafe { AtomicU64::from_ptr(address as *mut u64) }
 }
 
-/// In turns: the device's exchanges, then the host's.
+/// In turns: the device's exchanges, of one message and of several, then the host's.
 fn device_and_host_take_turns(make: Make, world: usize) {
-    const COUNT: usize = 720;
     let mut links = group(make, world, &settings(4096));
     on_all(&mut links, |link| {
-        for messages in [1, 2, 0, 7, 24] {
+        for (exchanges, count) in [(1, 720), (2, 720), (0, 720), (7, 1024), (24, 720), (3, 1028), (5, 3000)] {
             let device = Device::new(link);
             let first = link.number_for_device().expect("a number");
-            let numbers = first..first + messages;
             let sums = std::thread::scope(|scope| {
-                let sums = scope.spawn(|| device.run(numbers.clone(), COUNT));
-                link.relay(messages, COUNT * 4).expect("relaying");
+                let sums = scope.spawn(|| device.run(first, exchanges, count));
+                link.relay(exchanges, count * 4).expect("relaying");
                 sums.join().expect("the device")
             });
-            for (seq, sum) in numbers.zip(sums) {
-                assert!(sum == plain_sum(world, COUNT, seq), "message {seq} of {link:?}");
+            for (index, sum) in (0..).zip(sums) {
+                assert!(sum == plain_sum(world, count, index), "exchange {index} of {count} values, {link:?}");
             }
-            reduce_and_compare(link, 5000, messages);
+            reduce_and_compare(link, 5000, exchanges);
         }
     });
 }
@@ -124,8 +160,18 @@ fn over_rdma() {
 }
 
 #[test]
-fn messages_that_fit_no_slot_are_refused() {
-    let mut links = group(SHM, 2, &settings(64));
-    let error = links[0].relay(1, 68).expect_err("68 bytes in a slot of 64");
-    assert!(error.to_string().contains("68 bytes"), "{error}");
+fn only_shared_memory_has_packets() {
+    let mut shared = group(SHM, 2, &settings(64));
+    on_all(&mut shared, |link| {
+        let region = link.region();
+        assert!(region.is_shared() && region.packet_bytes() >= 2 * region.slot_bytes());
+        let peer = 1 - link.rank();
+        assert!(region.peer_packets(peer, 0).is_some() && region.peer_packets(link.rank(), 0).is_none());
+        let apart = region.packets(1) as usize - region.packets(0) as usize;
+        assert!(apart >= region.packet_bytes());
+    });
+    let mut connected = group(TCP, 2, &settings(64));
+    on_all(&mut connected, |link| {
+        assert!(!link.region().is_shared() && link.region().peer_packets(1 - link.rank(), 0).is_none());
+    });
 }

@@ -74,8 +74,8 @@ pub struct Model<B: Backend> {
     capacity: Capacity,
     shards: Vec<ShardPlan>,
     exchange: Option<Box<dyn Exchange>>,
-    /// Longest message that the device exchanges by itself, bytes; 0 where it leaves them to the host.
-    device_message_bytes: usize,
+    /// Whether the device exchanges sums by itself instead of leaving that to the host.
+    device_exchanges: bool,
     rope: Rope,
     embedding: B::Matrix,
     layers: Vec<Layer<B>>,
@@ -146,7 +146,7 @@ impl<B: Backend> Model<B> {
             capacity,
             shards: plans,
             exchange: None,
-            device_message_bytes: 0,
+            device_exchanges: false,
             allocation_time,
             rope,
             embedding,
@@ -169,9 +169,8 @@ impl<B: Backend> Model<B> {
         // The device lets go of the earlier one's memory first.
         self.backend.join(None)?;
         let memory = exchange.memory();
-        let joined = self.backend.join(memory.as_ref())?;
-        let device_message_bytes = memory.filter(|_| joined).map_or(0, |memory| memory.message_bytes);
-        Ok(Self { exchange: Some(exchange), device_message_bytes, ..self })
+        let device_exchanges = memory.is_some() && self.backend.join(memory.as_ref())?;
+        Ok(Self { exchange: Some(exchange), device_exchanges, ..self })
     }
 
     /// The model's configuration.
@@ -246,7 +245,7 @@ impl<B: Backend> Model<B> {
         let bytes = batch.tokens.len() * config.hidden * size_of::<f32>();
         let mut ranks = match exchange.as_deref_mut() {
             None => Ranks::Alone,
-            Some(exchange) if bytes <= self.device_message_bytes => {
+            Some(exchange) if self.device_exchanges => {
                 backend.number_exchanges(exchange.number_for_device()?)?;
                 Ranks::OnDevice
             }

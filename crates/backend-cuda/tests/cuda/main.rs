@@ -5,6 +5,7 @@ mod exchange;
 mod formats;
 mod golden;
 mod memory;
+mod ranks;
 mod slices;
 mod transformers;
 

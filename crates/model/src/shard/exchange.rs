@@ -1,6 +1,6 @@
 use std::error::Error;
 
-use tandem_backend::{ExchangeMemory, PeerMemory};
+use tandem_backend::{ExchangeMemory, PacketMemory, Passage, PeerMemory, RelayMemory};
 use tandem_link::{Link, Region, SLOTS};
 
 /// How a rank shares values with the others, which all make the same calls in the same order.
@@ -27,8 +27,8 @@ pub trait Exchange: Send {
         Err(ExchangeError::new("this exchange has no memory for devices"))
     }
 
-    /// Stands for so many sums that a device exchanges by itself, each in a message of so many bytes.
-    fn relay(&mut self, _messages: u64, _bytes: usize) -> Result<(), ExchangeError> {
+    /// Stands for so many sums that a device exchanges by itself, each of so many bytes.
+    fn relay(&mut self, _exchanges: u64, _bytes: usize) -> Result<(), ExchangeError> {
         Err(ExchangeError::new("this exchange has no memory for devices"))
     }
 }
@@ -63,29 +63,18 @@ impl Exchange for Link {
     }
 
     fn memory(&self) -> Option<ExchangeMemory> {
-        let region = self.region();
-        let peer = |peer: usize| {
-            if peer == Link::rank(self) {
-                return PeerMemory::default();
-            }
-            PeerMemory {
-                received: by_slot(|slot| region.received(peer, slot) as usize),
-                flag: by_slot(|slot| region.flag(peer, slot, 0).as_ptr() as usize),
-                tell: by_slot(|slot| {
-                    let direct = region.flag_at_peer(Link::rank(self), peer, slot);
-                    direct.unwrap_or_else(|| region.outgoing(slot)).as_ptr() as usize
-                }),
-            }
+        let (region, rank, world) = (self.region(), Link::rank(self), Link::world(self));
+        let passage = match region.is_shared() {
+            true => Passage::Packets(packets(region, world)),
+            false => Passage::Relayed(relayed(region, rank, world)),
         };
         Some(ExchangeMemory {
-            rank: Link::rank(self),
-            world: Link::world(self),
-            message_bytes: region.single_stripe_bytes(),
+            rank,
+            world,
+            message_bytes: region.slot_bytes(),
             mappings: region.mappings().into_iter().map(|(start, bytes)| (start as usize, bytes)).collect(),
-            staged: by_slot(|slot| region.staged(slot) as usize),
             abort: region.abort_word().as_ptr() as usize,
-            announcement_step: Region::announcement(1, 0),
-            peers: (0..Link::world(self)).map(peer).collect(),
+            passage,
         })
     }
 
@@ -93,8 +82,33 @@ impl Exchange for Link {
         Link::number_for_device(self).map_err(ExchangeError::new)
     }
 
-    fn relay(&mut self, messages: u64, bytes: usize) -> Result<(), ExchangeError> {
-        Link::relay(self, messages, bytes).map_err(ExchangeError::new)
+    fn relay(&mut self, exchanges: u64, bytes: usize) -> Result<(), ExchangeError> {
+        Link::relay(self, exchanges, bytes).map_err(ExchangeError::new)
+    }
+}
+
+fn packets(region: &Region, world: usize) -> PacketMemory {
+    let of = |peer: usize| by_slot(|slot| region.peer_packets(peer, slot).map_or(0, |packets| packets as usize));
+    PacketMemory {
+        sent: by_slot(|slot| region.packets(slot) as usize),
+        received: (0..world).map(of).collect(),
+        slot_bytes: region.packet_bytes(),
+    }
+}
+
+fn relayed(region: &Region, rank: usize, world: usize) -> RelayMemory {
+    let peer = |peer: usize| PeerMemory {
+        received: by_slot(|slot| region.received(peer, slot) as usize),
+        flag: by_slot(|slot| region.flag(peer, slot, 0).as_ptr() as usize),
+    };
+    let (stripe_above, stripes) = region.striping();
+    RelayMemory {
+        staged: by_slot(|slot| region.staged(slot) as usize),
+        tell: by_slot(|slot| region.outgoing(slot).as_ptr() as usize),
+        announcement_step: Region::announcement(1, 0),
+        stripe_above,
+        stripes,
+        peers: (0..world).map(|other| if other == rank { PeerMemory::default() } else { peer(other) }).collect(),
     }
 }
 
