@@ -6,11 +6,7 @@
 // adds up the chunks in order, finds the chunk that the target falls into, and walks it. Sums have a fixed order.
 //
 // Launch: (at most 64 chunks, rows), 256 threads. `arrived` [rows] is 0 and is left 0.
-#include "tandem.cuh"
-
-constexpr int THREADS = 256;
-constexpr int ROWS_MAX = 64;
-constexpr int CHUNKS = 64; // of a row: the width of the grid
+#include "draw.cuh"
 
 struct Draws {
     double uniform[ROWS_MAX];             // in [0, 1)
@@ -32,26 +28,6 @@ DEVICE float block_total(float x, float* sums) {
     float all = 0;
     for (int i = 0; i < THREADS / WARP; i++) all += sums[i];
     return all;
-}
-
-DEVICE bool allowed(const u32* mask, int token) { return !mask || mask[token / 32] >> token % 32 & 1; }
-
-/// The largest logit allowed of `first .. end`, lowest token on a tie; all threads get it.
-DEVICE void block_largest(const float* logits, const u32* mask, int first, int end, float& value, int& token) {
-    __shared__ float values[THREADS / WARP];
-    __shared__ int tokens[THREADS / WARP];
-    value = -INFINITY, token = first;
-    for (int i = first + threadIdx.x; i < end; i += THREADS)
-        if (allowed(mask, i) && logits[i] > value) value = logits[i], token = i;
-    for (int d = 16; d; d >>= 1) {
-        float v = __shfl_xor_sync(ALL_LANES, value, d);
-        int t = __shfl_xor_sync(ALL_LANES, token, d);
-        if (v > value || (v == value && t < token)) value = v, token = t;
-    }
-    if (threadIdx.x % WARP == 0) values[threadIdx.x / WARP] = value, tokens[threadIdx.x / WARP] = token;
-    __syncthreads();
-    for (int i = 0; i < THREADS / WARP; i++)
-        if (values[i] > value || (values[i] == value && tokens[i] < token)) value = values[i], token = tokens[i];
 }
 
 /// The token in `first .. end` at which the running sum of weights passes `target`; the last with any weight where rounding
@@ -105,7 +81,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const u32* mask = draws.mask[row] < 0 ? nullptr : masks + (u64)draws.mask[row] * ((vocab + 31) / 32);
     int first = blockIdx.x * each, end = min(vocab, first + each);
     Chunk mine;
-    block_largest(logits, mask, first, end, mine.largest, mine.token);
+    block_largest(logits, mask, 0, first, end, mine.largest, mine.token);
     float total = 0;
     if (inverse > 0)
         for (int i = first + threadIdx.x; i < end; i += THREADS)

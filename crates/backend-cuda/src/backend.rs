@@ -150,7 +150,7 @@ impl State {
         let StepLimits { rows, sequences, blocks, widths } = *limits;
         self.scratch.reserve(device, &Sizes::new(limits))?;
         self.reserve(device, StepShape { rows, sequences, blocks })?;
-        self.masks.room(device, widths.vocab.div_ceil(32))?;
+        self.masks.room(device, work::mask_words(widths.vocab))?;
         self.chosen = Some(PinnedMemory::new(device, work::chosen())?);
         let bytes = work::rope(&widths);
         self.rope = Some((Vec::new(), DeviceMemory::zeroed(device, bytes, "rope frequencies")?));

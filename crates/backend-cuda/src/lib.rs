@@ -10,6 +10,7 @@ mod buffer;
 mod compile;
 mod count;
 mod device;
+mod draw_part;
 mod exchange;
 mod experts;
 mod few;

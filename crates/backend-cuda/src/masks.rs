@@ -17,19 +17,22 @@ pub(crate) struct Masks {
 pub(crate) struct Memory {
     pinned: PinnedMemory,
     device: DeviceMemory,
-    /// Words of a mask.
+    /// Words of a mask, and how many there is room for.
     words: usize,
+    words_max: usize,
 }
 
 impl Masks {
-    /// Room for masks of so many words; made when a mask is first seen.
+    /// Room for masks of so many words each; made when a mask is first seen.
     pub(crate) fn room(&mut self, device: &Arc<Device>, words: usize) -> Result<&mut Memory, BackendError> {
-        if self.memory.as_ref().is_none_or(|memory| memory.words != words) {
-            let bytes = work::masks(32 * words);
+        if self.memory.as_ref().is_none_or(|memory| memory.words_max < words) {
+            let bytes = work::masks(words);
             let (pinned, memory) = (PinnedMemory::new(device, bytes)?, DeviceMemory::zeroed(device, bytes, "masks")?);
-            return Ok(self.memory.insert(Memory { pinned, device: memory, words }));
+            self.memory = Some(Memory { pinned, device: memory, words, words_max: words });
         }
-        self.memory.as_mut().ok_or_else(|| BackendError::Unsupported("no room for masks".into()))
+        let memory = self.memory.as_mut().ok_or_else(|| BackendError::Unsupported("no room for masks".into()))?;
+        memory.words = words;
+        Ok(memory)
     }
 
     /// Enqueues the copy of the first `count` masks; their address on the device.

@@ -4,8 +4,8 @@ use std::ffi::c_void;
 
 use cudarc::driver::result;
 use tandem_backend::{
-    AttentionContext, Backend, BackendError, Batch, DenseFormat, Draw, ExchangeMemory, ExpertCount, ExpertsShape,
-    ExpertsSource, KvShape, Rope, RowSource, StepLimits,
+    AttentionContext, Backend, BackendError, Batch, Candidate, DenseFormat, Draw, ExchangeMemory, ExpertCount,
+    ExpertsShape, ExpertsSource, KvShape, LogitsPart, Rope, RowSource, StepLimits,
 };
 
 use crate::backend::CudaBackend;
@@ -292,6 +292,36 @@ impl Backend for CudaBackend {
             self.draw_some(logits, first, some, &mut tokens[first..first + some.len()])?;
         }
         Ok(())
+    }
+
+    fn likeliest(
+        &self,
+        part: &LogitsPart<'_, CudaBuffer>,
+        draws: &[Draw],
+        best: &mut [Candidate],
+    ) -> Result<(), BackendError> {
+        self.part_likeliest(part, draws, best)
+    }
+
+    fn weigh(
+        &self,
+        part: &LogitsPart<'_, CudaBuffer>,
+        draws: &[Draw],
+        largest: &[f32],
+        sums: &mut [u64],
+    ) -> Result<(), BackendError> {
+        self.part_weigh(part, draws, largest, sums)
+    }
+
+    fn find(
+        &self,
+        part: &LogitsPart<'_, CudaBuffer>,
+        draws: &[Draw],
+        largest: &[f32],
+        targets: &[Option<u64>],
+        tokens: &mut [Option<u32>],
+    ) -> Result<(), BackendError> {
+        self.part_find(part, draws, largest, targets, tokens)
     }
 
     // ---- fused ----

@@ -21,7 +21,7 @@ pub(crate) const MULTIPROCESSORS_MAX: usize = 132;
 /// on any device there are kernels for.
 pub fn working_bytes(limits: &StepLimits) -> u64 {
     let StepLimits { rows, sequences, blocks, widths } = *limits;
-    let (changes, masks) = (StepShape { rows, sequences, blocks }.bytes(), masks(widths.vocab));
+    let (changes, masks) = (StepShape { rows, sequences, blocks }.bytes(), masks(mask_words(widths.vocab)));
     let pinned = changes.pinned + masks + chosen();
     let device = changes.device + masks + rope(&widths) + TALLY_BYTES;
     (Sizes::new(limits).total() + pinned + device) as u64
@@ -133,14 +133,19 @@ pub(crate) fn arrived_down(tiles: usize) -> usize {
     COUNTER_BYTES.max(4 * tiles)
 }
 
-/// Masks of one launch of draws.
-pub(crate) fn masks(vocab: usize) -> usize {
-    DRAWS_MAX * vocab.div_ceil(32) * 4
+/// Words of a mask of so many tokens, the first of which may be any of a word's.
+pub(crate) fn mask_words(vocab: usize) -> usize {
+    vocab.div_ceil(32) + 1
 }
 
-/// Tokens of one launch of draws.
+/// Masks of one launch of draws.
+pub(crate) fn masks(words: usize) -> usize {
+    DRAWS_MAX * words * 4
+}
+
+/// What one launch of draws says of each row: a token, a candidate or a sum.
 pub(crate) fn chosen() -> usize {
-    DRAWS_MAX * 4
+    DRAWS_MAX * 8
 }
 
 /// Frequencies of the rotation.

@@ -119,6 +119,24 @@ pub struct Draw {
     pub mask: Option<Arc<[u32]>>,
 }
 
+/// Logits of some tokens of the vocabulary: those that one of several ranks has.
+#[derive(Debug)]
+pub struct LogitsPart<'a, Buffer> {
+    /// `[rows, tokens]`.
+    pub logits: &'a Buffer,
+    /// The first of these tokens.
+    pub first: usize,
+}
+
+/// A token with its logit.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Candidate {
+    /// Its logit.
+    pub logit: f32,
+    /// Its number in the whole vocabulary.
+    pub token: u32,
+}
+
 /// A device that runs gpt-oss, operation by operation, in the order called.
 ///
 /// Activations are row-major `f32` buffers `[rows, width]`; an operation reads and writes the first `n` rows, where `n`
@@ -297,10 +315,43 @@ pub trait Backend: Send {
     /// `out[i] = x[rows[i]]`.
     fn gather(&self, x: &Self::Buffer, rows: &[usize], out: &mut Self::Buffer) -> Result<(), BackendError>;
 
-    /// Whether [`Backend::draw`] works. Where it does not, logits are brought to the host.
+    /// Whether [`Backend::draw`] and the three after it work. Where they do not, logits are brought to the host.
     const DRAWS: bool = false;
     /// Chooses `tokens[i]` from row `i` of `logits` as `draws[i]` says.
     fn draw(&self, _logits: &Self::Buffer, _draws: &[Draw], _tokens: &mut [u32]) -> Result<(), BackendError> {
+        Err(BackendError::Unsupported("this device draws no tokens".into()))
+    }
+    /// A rank's share in a draw among ranks: the likeliest token of row `i` that `draws[i]` allows, the lowest of equals; of a row that
+    /// allows none the logit is minus infinity.
+    fn likeliest(
+        &self,
+        _part: &LogitsPart<'_, Self::Buffer>,
+        _draws: &[Draw],
+        _best: &mut [Candidate],
+    ) -> Result<(), BackendError> {
+        Err(BackendError::Unsupported("this device draws no tokens".into()))
+    }
+    /// The sum of row `i`'s weights `exp((logit - largest[i]) / temperature)`, of tokens that `draws[i]` allows, each rounded to whole
+    /// units of 2^-44; `largest[i]` is that of all ranks. 0 where the likeliest is taken.
+    fn weigh(
+        &self,
+        _part: &LogitsPart<'_, Self::Buffer>,
+        _draws: &[Draw],
+        _largest: &[f32],
+        _sums: &mut [u64],
+    ) -> Result<(), BackendError> {
+        Err(BackendError::Unsupported("this device draws no tokens".into()))
+    }
+    /// The token of row `i` at which the sum of those weights, in order of tokens, first exceeds `targets[i]`; none without a
+    /// target.
+    fn find(
+        &self,
+        _part: &LogitsPart<'_, Self::Buffer>,
+        _draws: &[Draw],
+        _largest: &[f32],
+        _targets: &[Option<u64>],
+        _tokens: &mut [Option<u32>],
+    ) -> Result<(), BackendError> {
         Err(BackendError::Unsupported("this device draws no tokens".into()))
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Suite, data::Random};
-use crate::{Backend, Draw};
+use crate::{Backend, Candidate, Draw, LogitsPart};
 
 /// A device sums weights in f32: where the random number falls this close to a border, either side will do.
 const BORDER: f64 = 1e-4;
@@ -16,6 +16,7 @@ pub(super) fn run<B: Backend>(suite: &mut Suite<'_, B>) {
         random(suite, rows, vocab);
     }
     ties(suite);
+    parts(suite);
 }
 
 pub(super) fn small<B: Backend>(suite: &mut Suite<'_, B>) {
@@ -94,4 +95,76 @@ fn ties<B: Backend>(suite: &mut Suite<'_, B>) {
     let mut tokens = [0];
     suite.backend.draw(&buffer, &[Draw { temperature: 0.0, uniform: 0.0, mask: None }], &mut tokens).unwrap();
     assert_eq!(tokens, [300], "the lowest id of equals");
+}
+
+/// What ranks that have a part each say of it, put together as they do, is the token that their sums lead to; the parts' borders
+/// are anywhere in a mask's word.
+fn parts<B: Backend>(suite: &mut Suite<'_, B>) {
+    let (rows, vocab) = (70, 1000);
+    let mut random = Random(5);
+    let mut logits = random.normals(rows * vocab, 3.0);
+    logits.iter_mut().step_by(7).for_each(|logit| *logit = f32::NEG_INFINITY);
+    let draw = |row: usize| Draw {
+        temperature: [0.0, 0.7, 1.9][row % 3],
+        uniform: [0.0, 0.999_999_9, 0.5, 0.2][row % 4],
+        mask: (row % 5 < 2).then(|| mask(&logits[row * vocab..][..vocab], row, &mut random)),
+    };
+    let draws: Vec<Draw> = (0..rows).map(draw).collect();
+    for borders in [vec![0, vocab], vec![0, 33, vocab], vec![0, 500, vocab], vec![0, 1, 607, 608, vocab]] {
+        let tokens = draw_in_parts(suite, &logits, &draws, &borders);
+        for ((logits, draw), token) in logits.chunks(vocab).zip(&draws).zip(&tokens) {
+            check(logits, draw, *token as usize);
+        }
+        suite.outputs.extend(tokens.iter().map(|token| *token as f32));
+    }
+}
+
+fn draw_in_parts<B: Backend>(suite: &Suite<'_, B>, logits: &[f32], draws: &[Draw], borders: &[usize]) -> Vec<u32> {
+    let (rows, vocab) = (draws.len(), logits.len() / draws.len());
+    let buffer = |range: &[usize]| {
+        let part = logits.chunks(vocab).flat_map(|row| &row[range[0]..range[1]]).copied();
+        (suite.upload(&part.collect::<Vec<f32>>(), range[1] - range[0]), range[0])
+    };
+    let buffers: Vec<_> = borders.windows(2).map(buffer).collect();
+    let parts: Vec<_> = buffers.iter().map(|(logits, first)| LogitsPart { logits, first: *first }).collect();
+    let mut best = vec![Candidate { logit: f32::NEG_INFINITY, token: 0 }; rows];
+    for part in &parts {
+        let mut its = best.clone();
+        suite.backend.likeliest(part, draws, &mut its).unwrap();
+        let better = best.iter_mut().zip(&its).filter(|(best, its)| its.logit > best.logit);
+        better.for_each(|(best, its)| *best = *its);
+    }
+    let largest: Vec<f32> = best.iter().map(|best| best.logit).collect();
+    let mut tokens: Vec<u32> = best.iter().map(|best| best.token).collect();
+    let sums: Vec<Vec<u64>> = parts.iter().map(|part| sums(suite, part, draws, &largest)).collect();
+    for (index, part) in parts.iter().enumerate() {
+        let target = |row: usize| {
+            let total: u64 = sums.iter().map(|sums| sums[row]).sum();
+            let before: u64 = sums[..index].iter().map(|sums| sums[row]).sum();
+            let target = ((draws[row].uniform * total as f64) as u64).checked_sub(before)?;
+            (target < sums[index][row]).then_some(target)
+        };
+        let targets: Vec<Option<u64>> = (0..rows).map(target).collect();
+        let mut found = vec![None; rows];
+        suite.backend.find(part, draws, &largest, &targets, &mut found).unwrap();
+        for ((token, found), target) in tokens.iter_mut().zip(found).zip(targets) {
+            assert_eq!(found.is_some(), target.is_some(), "a token where the target is, and nowhere else");
+            *token = found.unwrap_or(*token);
+        }
+    }
+    tokens
+}
+
+fn sums<B: Backend>(
+    suite: &Suite<'_, B>,
+    part: &LogitsPart<'_, B::Buffer>,
+    draws: &[Draw],
+    largest: &[f32],
+) -> Vec<u64> {
+    let mut sums = vec![0; draws.len()];
+    suite.backend.weigh(part, draws, largest, &mut sums).unwrap();
+    for (sum, draw) in sums.iter().zip(draws) {
+        assert!(draw.temperature > 0.0 || *sum == 0, "a sum of {sum} where nothing is weighed");
+    }
+    sums
 }

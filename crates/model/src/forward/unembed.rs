@@ -1,9 +1,9 @@
 use std::ops::Range;
 
-use tandem_backend::{Backend, BackendError, Draw};
+use tandem_backend::{Backend, BackendError, Draw, LogitsPart};
 
 use super::ModelError;
-use super::candidates::draw_among_ranks;
+use super::candidates::{OnDevice, OnHost, draw_among_ranks};
 use crate::Config;
 use crate::shard::{Exchange, ExchangeError, ShardPlan, share};
 
@@ -58,7 +58,8 @@ impl<B: Backend> Unembedding<B> {
         Ok(())
     }
 
-    /// Draws from the logits computed last: with the other ranks, or on the device that has them all.
+    /// Draws from the logits computed last: with the other ranks, or on the device that has them all. Only a device that cannot draw
+    /// brings its logits to the host.
     pub(super) fn draw(
         &mut self,
         backend: &B,
@@ -70,9 +71,13 @@ impl<B: Backend> Unembedding<B> {
         let Some(exchange) = exchange else {
             return Ok(backend.draw(&head.logits, draws, tokens)?);
         };
-        let mine = &mut mine[..draws.len() * head.vocab.len()];
-        backend.download(&head.logits, 0, mine)?;
-        Ok(draw_among_ranks(mine, &head.vocab, draws, exchange, tokens)?)
+        if B::DRAWS {
+            let part = LogitsPart { logits: &head.logits, first: head.vocab.start };
+            return draw_among_ranks(&mut OnDevice { backend, part }, draws, exchange, tokens);
+        }
+        let logits = &mut mine[..draws.len() * head.vocab.len()];
+        backend.download(&head.logits, 0, logits)?;
+        draw_among_ranks(&mut OnHost { logits, vocab: &head.vocab }, draws, exchange, tokens)
     }
 
     /// Brings the `n` rows of logits to the host: all parts', and those of the other ranks.
