@@ -23,6 +23,11 @@ fn two_processes_exchange() {
             let time = |name: &str| size[name].as_f64().expect("a time");
             assert!(0.0 < time("median_us") && time("median_us") <= time("p99_us"), "{size}");
         }
+        // By kernels too, one by one and in a recorded step; or why not.
+        let kernels = report["measured"].as_array().map_or(0, Vec::len) - 1;
+        let reasons = report["not_measured"].as_array().expect("reasons");
+        let why = |reason: &&Value| reason[0].as_str().is_some_and(|what| what.ends_with(", kernels"));
+        assert!(kernels == 2 || reasons.iter().filter(why).count() == 1, "{report}");
         let taken = report["taken"].as_str();
         assert_eq!(taken.is_some_and(|taken| taken.starts_with("shm: ")), transport == "auto", "{report}");
     }

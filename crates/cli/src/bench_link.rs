@@ -1,6 +1,9 @@
-//! `tandem bench --link`: how long an exchange between two ranks takes, over each transport that works on this machine.
+//! `tandem bench --link`: how long an exchange between two ranks takes, over each transport that works on this machine, by the host
+//! and by the kernels of two GPUs.
 //!
 //! The second rank is a process of its own, as in service: this program, started again.
+
+mod gpu;
 
 use std::env;
 use std::io::{BufRead, BufReader, Write, stdin, stdout};
@@ -9,9 +12,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tandem_link::{Endpoint, Link, LinkError, RdmaChoice, Settings, TransportKind};
 
+use self::gpu::Kernels;
 use crate::settings::{BenchArgs, LinkPeerArgs, LinkTransport};
 
 /// Values of an all-reduce: a token's activations are 2,880, a batch of 16 has as many times 16.
@@ -42,8 +46,11 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     Ok(())
 }
 
-/// The second rank. Offers go by standard input and output.
+/// The second rank, or either one with a GPU. Offers go by standard input and output.
 pub fn run_peer(args: &LinkPeerArgs) -> Result<()> {
+    if let Some(gpu) = args.gpu {
+        return gpu::run_rank(args, gpu);
+    }
     let kind: TransportKind = args.transport.parse()?;
     let endpoint = endpoint(kind)?;
     let ours = endpoint.offer();
@@ -68,15 +75,17 @@ struct Report {
     taken: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Measured {
     transport: String,
+    /// Who exchanges, and how.
+    how: String,
     /// As the link describes itself.
     link: String,
     sizes: Vec<Size>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Size {
     values: usize,
     exchanges: usize,
@@ -93,12 +102,15 @@ impl Report {
             report.add(kind);
         }
         ensure!(!report.measured.is_empty(), "no transport works here: {}", report.reasons());
+        report.add_nccl();
         Ok(report)
     }
 
     /// What is named is measured or refused.
     fn of_named(kind: TransportKind) -> Result<Self> {
-        Ok(Self { measured: vec![measure(kind)?], not_measured: Vec::new(), taken: None })
+        let mut report = Self { measured: vec![measure(kind)?], not_measured: Vec::new(), taken: None };
+        report.add_kernels(kind);
+        Ok(report)
     }
 
     /// Between two processes of one machine nothing is nearer than memory; a network card is nearer than the system's network.
@@ -121,7 +133,23 @@ impl Report {
     fn add(&mut self, kind: TransportKind) {
         match measure(kind) {
             Ok(measured) => self.measured.push(measured),
-            Err(error) => self.not_measured.push((kind.to_string(), format!("{error:#}"))),
+            Err(error) => return self.not_measured.push((kind.to_string(), format!("{error:#}"))),
+        }
+        self.add_kernels(kind);
+    }
+
+    fn add_kernels(&mut self, kind: TransportKind) {
+        self.add_measured(format!("{kind}, kernels"), gpu::measure(Kernels::Ours(kind)));
+    }
+
+    fn add_nccl(&mut self) {
+        self.add_measured("NCCL".to_owned(), gpu::measure(Kernels::Nccl));
+    }
+
+    fn add_measured(&mut self, what: String, measured: Result<Vec<Measured>>) {
+        match measured {
+            Ok(measured) => self.measured.extend(measured),
+            Err(error) => self.not_measured.push((what, format!("{error:#}"))),
         }
     }
 
@@ -136,7 +164,7 @@ impl Report {
             println!("auto took {taken}\n");
         }
         for measured in &self.measured {
-            println!("{}: {}", measured.transport, measured.link);
+            println!("{}, {}: {}", measured.transport, measured.how, measured.link);
             println!("{:>12}{:>12}{:>12}{:>12}{:>12}", "values", "bytes", "median, us", "p99, us", "GB/s");
             for size in &measured.sizes {
                 let Size { values, median_us, p99_us, gigabytes_per_s, .. } = size;
@@ -157,7 +185,7 @@ fn measure(kind: TransportKind) -> Result<Measured> {
     let theirs = peer.swap(&ours)?;
     let mut link = endpoint.connect(0, 2, &[ours, theirs], CONNECT)?;
     let sizes = SIZES.into_iter().map(|values| measure_size(&mut link, values)).collect::<Result<_, _>>()?;
-    Ok(Measured { transport: kind.to_string(), link: link.describe(), sizes })
+    Ok(Measured { transport: kind.to_string(), how: "host".to_owned(), link: link.describe(), sizes })
 }
 
 fn endpoint(kind: TransportKind) -> Result<Endpoint, LinkError> {
@@ -182,9 +210,16 @@ fn measure_size(link: &mut Link, values: usize) -> Result<Size, LinkError> {
         link.all_reduce(&mut buffer)?;
         times_us.push(started.elapsed().as_secs_f64() * 1e6);
     }
-    times_us.sort_by(f64::total_cmp);
-    let (median_us, p99_us) = (times_us[exchanges / 2], times_us[exchanges * 99 / 100]);
-    Ok(Size { values, exchanges, median_us, p99_us, gigabytes_per_s: 4.0 * values as f64 / median_us / 1e3 })
+    Ok(Size::new(values, exchanges, times_us))
+}
+
+impl Size {
+    /// Of so many exchanges, which took these times each.
+    fn new(values: usize, exchanges: usize, mut times_us: Vec<f64>) -> Self {
+        times_us.sort_by(f64::total_cmp);
+        let (median_us, p99_us) = (times_us[times_us.len() / 2], times_us[times_us.len() * 99 / 100]);
+        Self { values, exchanges, median_us, p99_us, gigabytes_per_s: 4.0 * values as f64 / median_us / 1e3 }
+    }
 }
 
 /// The second rank's process. It ends with this one.
@@ -192,14 +227,7 @@ struct Peer(Child);
 
 impl Peer {
     fn start(kind: TransportKind) -> Result<Self> {
-        let program = env::current_exe().context("finding this program")?;
-        let child = Command::new(program)
-            .args(["link-peer", &kind.to_string()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("starting the second rank")?;
-        Ok(Self(child))
+        Ok(Self(start_peer(&[kind.to_string()])?))
     }
 
     /// Sends the offer and gives back the peer's.
@@ -220,4 +248,12 @@ impl Drop for Peer {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// This program as another rank.
+fn start_peer(arguments: &[String]) -> Result<Child> {
+    let program = env::current_exe().context("finding this program")?;
+    let mut command = Command::new(program);
+    command.arg("link-peer").args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
+    command.spawn().context("starting another rank")
 }

@@ -28,7 +28,7 @@ use tracing::{info, warn};
 
 pub use self::numbers::Numbers;
 use self::parts::Parts;
-pub use self::place::{Place, budget, cpu_options, cuda_options, device_id, threads};
+pub use self::place::{Place, budget, cpu_options, cuda_options, device_id, gpu_options, threads};
 use self::progress::with_progress;
 pub use self::progress::{Progress, counted};
 pub use self::source::Source;

@@ -287,7 +287,8 @@ pub struct BenchArgs {
     #[arg(long, value_name = "TOKENS", env = "TANDEM_INTERRUPT", value_parser = clap::value_parser!(u32).range(1..=131_072),
         conflicts_with_all = ["constrained", "compare_model", "predict"])]
     pub interrupt: Option<u32>,
-    /// Measure the exchange between two ranks on this machine instead of a model.
+    /// Measure the exchange between two ranks on this machine instead of a model: of the host and, where there are two GPUs, of their
+    /// kernels, beside NCCL where it is installed.
     #[arg(long, conflicts_with_all = ["ModelArgs", "prompt_tokens", "output_tokens", "streams", "runs", "warm_up", "constrained", "interrupt"])]
     pub link: bool,
     /// How the ranks exchange (default: each way that works here).
@@ -322,6 +323,12 @@ pub enum LinkTransport {
 pub struct LinkPeerArgs {
     /// The transport.
     pub transport: String,
+    /// Measure kernels of this GPU instead, whose number is the rank's.
+    #[arg(long, value_name = "NUMBER")]
+    pub gpu: Option<usize>,
+    /// NCCL's instead of ours.
+    #[arg(long, requires = "gpu")]
+    pub nccl: bool,
 }
 
 /// Cards that have a model.

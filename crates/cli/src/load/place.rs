@@ -120,6 +120,10 @@ pub fn cpu_options(args: &ModelArgs, precision: Precision) -> Result<CpuOptions>
 
 /// Options of the GPU backend.
 pub fn cuda_options(args: &ModelArgs) -> CudaOptions {
-    let cache = Some(demo::cache_folder().join("kernels"));
-    CudaOptions { ordinal: args.gpu, cache, eager: args.eager }
+    CudaOptions { eager: args.eager, ..gpu_options(args.gpu) }
+}
+
+/// How a GPU is opened of which nothing else was said.
+pub fn gpu_options(ordinal: usize) -> CudaOptions {
+    CudaOptions { ordinal, cache: Some(demo::cache_folder().join("kernels")), eager: false }
 }
