@@ -215,7 +215,9 @@ impl Pieces {
         let pieces = messages * blocks;
         let stride = pairs.div_ceil(pieces);
         if pairs > u32::MAX as usize || blocks * stride * PACKET_BYTES > slot_bytes {
-            return Err(BackendError::Shape(format!("{pairs} pairs of values in {messages} messages of {slot_bytes} bytes")));
+            return Err(BackendError::Shape(format!(
+                "{pairs} pairs of values in {messages} messages of {slot_bytes} bytes"
+            )));
         }
         let number = |value: usize| value as u32;
         let (base, extra) = (number(pairs / pieces), number(pairs % pieces));

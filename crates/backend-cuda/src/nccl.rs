@@ -29,8 +29,7 @@ type GetUniqueId = unsafe extern "C" fn(*mut UniqueId) -> c_int;
 type CommInitRank = unsafe extern "C" fn(*mut *mut c_void, c_int, UniqueId, c_int) -> c_int;
 type CommAbort = unsafe extern "C" fn(*mut c_void) -> c_int;
 type GetErrorString = unsafe extern "C" fn(c_int) -> *const c_char;
-type AllReduce =
-    unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, c_int, *mut c_void, CUstream) -> c_int;
+type AllReduce = unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, c_int, *mut c_void, CUstream) -> c_int;
 
 /// The library.
 pub struct Nccl {
@@ -48,7 +47,8 @@ impl Nccl {
                 Err(error) => reason = error.to_string(),
             }
         }
-        Err(BackendError::Unsupported(format!("{} was not found ({reason})", NAMES[0])))
+        let where_to = "if it is installed, name its folder in LD_LIBRARY_PATH";
+        Err(BackendError::Unsupported(format!("{} was not found ({reason}); {where_to}", NAMES[0])))
     }
 
     /// Such as 2.28.9.

@@ -224,7 +224,8 @@ impl Region {
     /// All words of this rank's packets.
     pub(crate) fn packet_words(&self) -> impl Iterator<Item = &AtomicU64> {
         let words = self.layout.packet_bytes() / 8;
-        (0..SLOTS).flat_map(move |slot| (0..words).map(move |word| word64(&self.own, self.layout.packets(slot) + word * 8)))
+        (0..SLOTS)
+            .flat_map(move |slot| (0..words).map(move |word| word64(&self.own, self.layout.packets(slot) + word * 8)))
     }
 
     /// Longest message of all-reduces in one stripe, and stripes of a longer one.

@@ -100,9 +100,8 @@ impl Exchanges {
         // Both begin at about the same time.
         exchange.all_gather(&[0], &mut vec![0; exchange.world()]).unwrap();
         backend.number_exchanges(exchange.number_for_device().unwrap()).unwrap();
-        let mut run = || -> Result<(), BackendError> {
-            (0..*count).try_for_each(|_| backend.exchange_add(part, 1, into))
-        };
+        let mut run =
+            || -> Result<(), BackendError> { (0..*count).try_for_each(|_| backend.exchange_add(part, 1, into)) };
         let started = Instant::now();
         if by_itself { run() } else { backend.repeat(&batch, &mut run) }.unwrap();
         exchange.relay(*count as u64, *width * 4).unwrap();
@@ -139,7 +138,9 @@ fn sums_are_those_of_the_host(kind: TransportKind) {
     });
     for (index, (width, count)) in CASES.into_iter().enumerate() {
         let time = results[0][index].1;
-        println!("an all-reduce of {width} f32 between two GPUs over {kind}, {count} of them in a graph: {time:?} each");
+        println!(
+            "an all-reduce of {width} f32 between two GPUs over {kind}, {count} of them in a graph: {time:?} each"
+        );
         let (a, b) = (part(0, width), part(1, width));
         let sum = |(a, b): (&f32, &f32)| (0..count).fold(1.0, |sum, _| sum + (a + b));
         let wanted: Vec<f32> = a.iter().zip(&b).map(sum).collect();

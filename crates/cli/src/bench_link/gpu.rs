@@ -83,7 +83,9 @@ impl Rank {
         let (input, output) = child.stdin.take().zip(child.stdout.take()).context("a rank has no pipes")?;
         let (sender, lines) = channel();
         // Ends when the process does.
-        std::thread::spawn(move || BufReader::new(output).lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        std::thread::spawn(move || {
+            BufReader::new(output).lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+        });
         Ok(Self { number, child, input, lines })
     }
 
@@ -114,10 +116,8 @@ impl Drop for Rank {
 /// A rank's process: opens its GPU, says its offer, hears everybody's, measures and says what it found.
 pub fn run_rank(args: &LinkPeerArgs, gpu: usize) -> Result<()> {
     let kernels = if args.nccl { Kernels::Nccl } else { Kernels::Ours(args.transport.parse()?) };
-    let said = measure_rank(kernels, gpu).unwrap_or_else(|error| Said {
-        failed: Some(format!("GPU {gpu}: {error:#}")),
-        ..Said::default()
-    });
+    let said = measure_rank(kernels, gpu)
+        .unwrap_or_else(|error| Said { failed: Some(format!("GPU {gpu}: {error:#}")), ..Said::default() });
     say(&serde_json::to_string(&said)?)
 }
 
@@ -133,7 +133,8 @@ fn measure_rank(kernels: Kernels, gpu: usize) -> Result<Said> {
     };
     let mut measured = Vec::new();
     for recorded in [false, true] {
-        let one = |values: usize| Steps::new(&backend, &link, &whose, values)?.measure(&backend, &mut link, &whose, recorded);
+        let one =
+            |values: usize| Steps::new(&backend, &link, &whose, values)?.measure(&backend, &mut link, &whose, recorded);
         let sizes = SIZES.into_iter().map(one).collect::<Result<Vec<_>>>()?;
         let how = if recorded { "in a recorded step" } else { "one launch each" };
         let (transport, kernels) = match kernels {

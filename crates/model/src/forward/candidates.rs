@@ -46,11 +46,7 @@ pub(super) fn draw_among_ranks(
 }
 
 /// The likeliest token of each row, the lowest of equals.
-fn likeliest(
-    part: &mut dyn Part,
-    draws: &[Draw],
-    exchange: &mut dyn Exchange,
-) -> Result<Vec<Candidate>, ModelError> {
+fn likeliest(part: &mut dyn Part, draws: &[Draw], exchange: &mut dyn Exchange) -> Result<Vec<Candidate>, ModelError> {
     let mut best = vec![Candidate { logit: f32::NEG_INFINITY, token: 0 }; draws.len()];
     part.likeliest(draws, &mut best)?;
     let mine: Vec<Wire> = best.iter().map(|best| Wire { logit: best.logit, token: best.token }).collect();
