@@ -44,7 +44,7 @@ impl CudaBackend {
         best: &mut [Candidate],
     ) -> Result<(), BackendError> {
         for rows in launches(part, draws, best.len())? {
-            let found = self.ask(&rows, self.kernels.part_largest, Asked::Largest, PartDraws::of(rows.draws))?;
+            let found = self.ask(&rows, self.kernels()?.part_largest, Asked::Largest, PartDraws::of(rows.draws))?;
             for (best, [logit, token]) in best[rows.rows].iter_mut().zip(found) {
                 *best = Candidate { logit: f32::from_bits(logit), token };
             }
@@ -62,7 +62,7 @@ impl CudaBackend {
         for rows in launches(part, draws, sums.len().min(largest.len()))? {
             let mut list = PartDraws::of(rows.draws);
             list.largest[..rows.draws.len()].copy_from_slice(&largest[rows.rows.clone()]);
-            let found = self.ask(&rows, self.kernels.part_weight, Asked::Weight, list)?;
+            let found = self.ask(&rows, self.kernels()?.part_weight, Asked::Weight, list)?;
             for (sum, [low, high]) in sums[rows.rows].iter_mut().zip(found) {
                 *sum = u64::from(high) << 32 | u64::from(low);
             }
@@ -84,7 +84,7 @@ impl CudaBackend {
             for (to, target) in list.target.iter_mut().zip(&targets[rows.rows.clone()]) {
                 *to = target.unwrap_or(NOWHERE);
             }
-            let found = self.ask(&rows, self.kernels.part_find, Asked::Token, list)?;
+            let found = self.ask(&rows, self.kernels()?.part_find, Asked::Token, list)?;
             for (token, [found, _]) in tokens[rows.rows].iter_mut().zip(found) {
                 *token = (found != ELSEWHERE).then_some(found);
             }
