@@ -64,6 +64,7 @@ impl Edge {
             context: CONTEXT,
             max_streams: STREAMS,
             max_step_tokens: 64 + STREAMS,
+            layers: 1,
             vocab,
         };
         let settings = EngineSettings { prefill_chunk: 64, ..EngineSettings::default() };

@@ -1,11 +1,16 @@
 //! Whole-program tests: the real binary, spoken to over HTTP.
 
 mod access;
+mod bench_interrupt;
 mod bench_link;
+mod degraded;
 mod demo;
+mod failures;
 mod grpc;
+mod joining;
 mod mixed;
 mod mixed_protocols;
+mod namespaces;
 mod refusals;
 mod server;
 mod serving;

@@ -1,6 +1,8 @@
 //! The real binary, started for a test.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader};
+use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, channel};
@@ -16,7 +18,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// `tandem` with these arguments, and none of the caller's settings.
 pub fn tandem(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tandem"));
+    // Elsewhere than where it was built, a variable says where the program is.
+    let program = std::env::var_os("TEST_TANDEM").unwrap_or_else(|| env!("CARGO_BIN_EXE_tandem").into());
+    let mut command = Command::new(program);
     command.args(args).stdin(Stdio::null());
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("TANDEM_") {
@@ -68,13 +72,29 @@ impl Server {
                 let _ = sender.send(line);
             }
         });
-        let config = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_global(Some(ANSWER_TIMEOUT))
-            .tls_config(tls);
         let url = logged_url(&log, "");
         let grpc_url = args.contains(&"--grpc-port").then(|| logged_url(&log, "gRPC"));
-        Self { child, url, grpc_url, agent: config.build().into(), log: Mutex::new(log) }
+        Self { child, url, grpc_url, agent: agent(tls), log: Mutex::new(log) }
+    }
+
+    /// The same as [`Self::start`], with a log that goes to a file and is not read.
+    pub fn start_logging_to(file: File, args: &[&str]) -> Self {
+        // Any port will do that is free for the moment.
+        let address = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a port");
+        let port = address.port().to_string();
+        let all = [&["serve", "--port", &port, "--ollama-port", "0"], args].concat();
+        let child = tandem(&all).stdout(Stdio::null()).stderr(file).spawn().expect("starting tandem");
+        let log = Mutex::new(channel().1);
+        let mut server =
+            Self { child, url: format!("http://{address}"), grpc_url: None, agent: agent(TlsConfig::default()), log };
+        let deadline = Instant::now() + READY_TIMEOUT;
+        while TcpStream::connect(address).is_err() {
+            assert!(server.child.try_wait().expect("waiting for tandem").is_none(), "tandem ended");
+            assert!(Instant::now() < deadline, "it does not listen");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        server.wait_ready();
+        server
     }
 
     /// Waits until requests are served.
@@ -171,6 +191,11 @@ impl Server {
         assert_eq!(events.pop(), Some("[DONE]"), "{text}");
         events.into_iter().map(|event| serde_json::from_str(event).expect("JSON events")).collect()
     }
+}
+
+fn agent(tls: TlsConfig) -> ureq::Agent {
+    let config = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(ANSWER_TIMEOUT));
+    config.tls_config(tls).build().into()
 }
 
 /// The address in the next line of the log that names one and speaks of `what`.

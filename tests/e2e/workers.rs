@@ -14,25 +14,25 @@ use tempfile::TempDir;
 use crate::server::{Server, tandem};
 
 /// Requests end within 5 s of a failure; a busy machine may take as long again to say so, an emulated one much longer.
-fn failed_within() -> Duration {
+pub fn failed_within() -> Duration {
     Duration::from_secs(if std::env::var_os("TEST_EMULATED").is_some() { 60 } else { 10 })
 }
 
 /// Longest wait for something that happens soon.
 const PATIENCE: Duration = Duration::from_secs(120);
-const EXACT: [&str; 7] = ["--exact", "--context", "1024", "--memory", "2G", "--max-streams", "4"];
+pub const EXACT: [&str; 7] = ["--exact", "--context", "1024", "--memory", "2G", "--max-streams", "4"];
 
-fn start(extra: &[&str]) -> Server {
+pub fn start(extra: &[&str]) -> Server {
     Server::start(&[&EXACT[..], extra].concat())
 }
 
 /// Greedy: ranks add in another order than one process, and a draw may fall on either side of a token of the far tail.
-fn completion(server: &Server, prompt: &str) -> Value {
+pub fn completion(server: &Server, prompt: &str) -> Value {
     let body = json!({"prompt": prompt, "max_tokens": 24, "temperature": 0, "ignore_eos": true, "logprobs": 2});
     server.ok("/v1/completions", &body)["choices"][0]["logprobs"]["tokens"].clone()
 }
 
-fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !is_so() {
         assert!(Instant::now() < deadline, "{what}");
@@ -41,7 +41,7 @@ fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
 }
 
 /// Processes whose parent is this one, oldest first.
-fn children(parent: u32) -> Vec<u32> {
+pub fn children(parent: u32) -> Vec<u32> {
     let stat = |pid: u32| fs::read_to_string(format!("/proc/{pid}/stat")).ok();
     let parent_of = |pid: u32| stat(pid)?.rsplit_once(") ")?.1.split(' ').nth(1)?.parse::<u32>().ok();
     let pids = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
@@ -50,17 +50,17 @@ fn children(parent: u32) -> Vec<u32> {
     children
 }
 
-fn is_there(pid: u32) -> bool {
+pub fn is_there(pid: u32) -> bool {
     // A process that ended and was not waited for is no more.
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
-fn send(signal: &str, pid: u32) {
+pub fn send(signal: &str, pid: u32) {
     assert!(Command::new("kill").args([signal, &pid.to_string()]).status().unwrap().success());
 }
 
 /// Streams a long answer and does something in the middle of it; what came.
-fn interrupted(server: &Server, meanwhile: impl FnOnce()) -> (String, Duration) {
+pub fn interrupted(server: &Server, meanwhile: impl FnOnce()) -> (String, Duration) {
     let generated = |server: &Server| -> u64 {
         let status: Value = serde_json::from_str(&server.get("/status.json").1).unwrap();
         status["engine"]["generated_tokens"].as_u64().unwrap()
@@ -79,7 +79,7 @@ fn interrupted(server: &Server, meanwhile: impl FnOnce()) -> (String, Duration) 
 }
 
 /// A stream that was cut off ends with exactly one error, and nothing that looks like a good end.
-fn assert_one_error(text: &str) {
+pub fn assert_one_error(text: &str) {
     let events: Vec<Value> = text
         .lines()
         .filter_map(|line| line.strip_prefix("data: "))
@@ -103,12 +103,13 @@ fn workers_give_the_answers_of_one_process() {
         &["--local-workers"][..],
         &["--local-workers", "--nodes", "2"],
         &["--local-workers", "--nodes", "2", "--experts", "whole", "--link", "tcp", "--pipeline-depth", "2"],
+        &["--local-workers", "--nodes", "4"],
     ] {
         let server = start(extra);
         let got: Vec<Value> = prompts.iter().map(|prompt| completion(&server, prompt)).collect();
         assert_eq!(got, expected, "{extra:?}");
         let status: Value = serde_json::from_str(&server.get("/status.json").1).unwrap();
-        let nodes = if extra.contains(&"--nodes") { 2 } else { 1 };
+        let nodes = extra.iter().find_map(|word| word.parse::<usize>().ok()).unwrap_or(1);
         assert_eq!(status["nodes"].as_array().unwrap().len(), nodes, "{status}");
         assert_eq!(status["link"].is_null(), nodes == 1, "{status}");
     }
@@ -155,26 +156,32 @@ fn no_worker_outlives_its_server() {
 }
 
 /// A node that others can join, and what they need to know.
-struct Meeting {
-    folder: TempDir,
-    address: String,
+pub struct Meeting {
+    pub folder: TempDir,
+    pub address: String,
 }
 
 impl Meeting {
-    fn new() -> Self {
+    pub fn new() -> Self {
         // Any port will do that is free for the moment.
         let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         Self { folder: tempfile::tempdir().unwrap(), address: free.to_string() }
     }
 
-    fn token(&self) -> PathBuf {
+    pub fn token(&self) -> PathBuf {
         self.folder.path().join("token")
     }
 
     /// Starts the coordinator, and `beside` once it listens.
-    fn serve<T: Send>(&self, beside: impl FnOnce() -> T + Send) -> (Server, T) {
+    pub fn serve<T: Send>(&self, beside: impl FnOnce() -> T + Send) -> (Server, T) {
+        self.serve_with(&[], beside)
+    }
+
+    /// The same, with further arguments.
+    pub fn serve_with<T: Send>(&self, extra: &[&str], beside: impl FnOnce() -> T + Send) -> (Server, T) {
         let token = self.token();
         let args = ["--nodes", "2", "--listen", &self.address, "--token-file", token.to_str().unwrap()];
+        let args = [&args[..], extra].concat();
         std::thread::scope(|scope| {
             let beside = scope.spawn(|| {
                 wait_until("it listens", || TcpStream::connect(&self.address).is_ok());
@@ -185,24 +192,28 @@ impl Meeting {
         })
     }
 
-    fn worker(&self, token: &Path) -> Worker {
+    pub fn worker(&self, token: &Path) -> Worker {
         self.worker_with(token, &[])
     }
 
-    fn worker_with(&self, token: &Path, extra: &[&str]) -> Worker {
+    pub fn worker_with(&self, token: &Path, extra: &[&str]) -> Worker {
+        Worker(self.command(token, extra).stderr(Stdio::piped()).spawn().expect("starting a worker"))
+    }
+
+    /// What starts a worker.
+    pub fn command(&self, token: &Path, extra: &[&str]) -> Command {
         let token = token.to_str().unwrap();
         let args = ["worker", "--join", &self.address, "--token-file", token, "--threads", "1", "--memory", "1G"];
-        let mut command = tandem(&[&args[..], extra].concat());
-        Worker(command.stderr(Stdio::piped()).spawn().expect("starting a worker"))
+        tandem(&[&args[..], extra].concat())
     }
 }
 
 /// A worker of "another machine"; killed when dropped.
-struct Worker(Child);
+pub struct Worker(pub Child);
 
 impl Worker {
     /// Waits for it to end by itself: exit code and what it said.
-    fn end(&mut self) -> (Option<i32>, String) {
+    pub fn end(&mut self) -> (Option<i32>, String) {
         let mut said = String::new();
         self.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
         (self.0.wait().unwrap().code(), said)
@@ -271,6 +282,9 @@ fn what_makes_no_sense_of_nodes_is_refused() {
         (&["--listen", "127.0.0.1:0"], "--nodes"),
         (&["--nodes", "2", "--local-workers", "--synthetic", "tiny", "--device", "cuda"], "cuda"),
         (&["--nodes", "3", "--local-workers"], "3 ranks"),
+        (&["--nodes", "2", "--local-workers", "--degrade"], "--listen"),
+        (&["--nodes", "2", "--listen", "127.0.0.1:0", "--degrade-after", "5s"], "--degrade"),
+        (&["--nodes", "2", "--listen", "127.0.0.1:0", "--cluster-tls-key", "key.pem"], "--cluster-tls-certificate"),
     ] {
         let all = [&["serve", "--port", "0", "--ollama-port", "0"], args].concat();
         let out = tandem(&all).output().expect("running tandem");
@@ -278,4 +292,7 @@ fn what_makes_no_sense_of_nodes_is_refused() {
         assert_eq!(out.status.code(), Some(1), "{args:?}: {message}");
         assert!(message.contains(named), "{args:?}: {message}");
     }
+    let out = tandem(&["serve", "--nodes", "8", "--local-workers"]).output().expect("running tandem");
+    let message = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.code() == Some(2) && message.contains("8 is not in 1..=4"), "{message}");
 }

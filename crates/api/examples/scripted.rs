@@ -55,6 +55,7 @@ fn state(script: Script) -> Result<ApiState, Box<dyn Error>> {
         context: CONTEXT,
         max_streams: 8,
         max_step_tokens: 2048,
+        layers: 1,
         vocab: Tokenizer::VOCAB_SIZE as u32,
     };
     let worker = RecitingWorker::new(script, capacity);

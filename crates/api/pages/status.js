@@ -56,6 +56,7 @@ function showState(kind, text) {
 function show(status) {
   if (status.trouble) showState("trouble", `Stopped: ${status.trouble}`);
   else if (!status.model) showState("loading", "Loading the model");
+  else if (status.degraded) showState("loading", `Ready, but ${status.degraded}`);
   else showState("ready", "Ready");
   $("about").textContent = [status.model?.names[0], `version ${status.version}`, `up ${duration(status.uptime_s)}`].filter(Boolean).join(" · ");
   showSpeed(status.speed);

@@ -10,12 +10,17 @@ use crate::error::ApiError;
 use crate::state::ApiState;
 
 /// 200 while the process works: a model that is loading is healthy, for the first time or after a worker was lost; an
-/// engine that stopped is not.
+/// engine that stopped is not. It says why fewer nodes compute than should, if so.
 pub(crate) async fn health(State(state): State<ApiState>) -> Result<Json<Value>, ApiError> {
-    match state.served().ok().and_then(|served| served.engine.ended()) {
-        Some(reason) => Err(ApiError::engine_not_running(&reason)),
-        None => Ok(Json(json!({"status": "ok"}))),
+    let served = state.served().ok();
+    if let Some(reason) = served.as_ref().and_then(|served| served.engine.ended()) {
+        return Err(ApiError::engine_not_running(&reason));
     }
+    let mut health = json!({"status": "ok"});
+    if let Some(degraded) = served.and_then(|served| served.model.info.degraded.clone()) {
+        health["degraded"] = degraded.into();
+    }
+    Ok(Json(health))
 }
 
 /// 200 once requests are served.

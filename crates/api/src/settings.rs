@@ -110,6 +110,8 @@ pub struct ModelInfo {
     pub nodes: Vec<NodeReport>,
     /// What carries activations between them, if there are several.
     pub link: Option<String>,
+    /// Why they are fewer than they should be, if so.
+    pub degraded: Option<String>,
     /// Whether the first of them is this very process, whose memory can be told.
     pub computes_here: bool,
 }

@@ -1,6 +1,6 @@
 //! What all requests share.
 
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use tandem_engine::Engine;
@@ -21,7 +21,8 @@ pub struct ApiState(Arc<Shared>);
 
 struct Shared {
     settings: ApiSettings,
-    served: OnceLock<Arc<Served>>,
+    /// What a request was begun with it ends with; who computes may change in between.
+    served: RwLock<Option<Arc<Served>>>,
     metrics: Arc<Metrics>,
     replay: Mutex<Replay>,
     responses: Mutex<ResponseStore>,
@@ -50,7 +51,7 @@ impl ApiState {
             settings.stored_response_age_max,
         );
         let (ending, _) = watch::channel(false);
-        let served = OnceLock::new();
+        let served = RwLock::new(None);
         let (metrics, responses) = (Arc::new(Metrics::new()), Mutex::new(responses));
         let (started, history) = (Instant::now(), Mutex::new(History::new()));
         let shared = Arc::new(Shared { settings, served, metrics, replay, responses, ending, started, history });
@@ -64,12 +65,12 @@ impl ApiState {
 
     /// Whether the model is loaded.
     pub fn is_ready(&self) -> bool {
-        self.0.served.get().is_some()
+        self.0.served().is_some()
     }
 
     /// The model, or the error for requests that come too early.
     pub(crate) fn served(&self) -> Result<Arc<Served>, ApiError> {
-        self.0.served.get().cloned().ok_or_else(ApiError::loading)
+        self.0.served().ok_or_else(ApiError::loading)
     }
 
     pub(crate) fn metrics(&self) -> &Arc<Metrics> {
@@ -115,6 +116,17 @@ impl ApiState {
     }
 }
 
+impl Shared {
+    fn served(&self) -> Option<Arc<Served>> {
+        // It is put there whole or not at all.
+        self.served.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn serve(&self, served: Served) {
+        *self.served.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(served));
+    }
+}
+
 /// Waits until a flag is raised; for ever, if whoever could raise it is gone.
 pub(crate) async fn is_true(flag: &mut watch::Receiver<bool>) {
     if flag.wait_for(|&raised| raised).await.is_err() {
@@ -125,9 +137,17 @@ pub(crate) async fn is_true(flag: &mut watch::Receiver<bool>) {
 impl ReadyFlag {
     /// From now on requests are served. Only the first call counts.
     pub fn ready(&self, engine: Engine, model: ModelInfo) {
-        let model = ServedModel::new(model, &self.0.settings);
-        if self.0.served.set(Arc::new(Served { engine, model })).is_err() {
-            tracing::warn!("the edge was given a model twice; it keeps the first");
+        if self.0.served().is_some() {
+            return tracing::warn!("the edge was given a model twice; it keeps the first");
         }
+        let model = ServedModel::new(model, &self.0.settings);
+        self.0.serve(Served { engine, model });
+    }
+
+    /// The same model and engine, of which something else is to be told from now on, such as who computes.
+    pub fn changed(&self, model: ModelInfo) {
+        let Some(served) = self.0.served() else { return };
+        let model = ServedModel::new(model, &self.0.settings);
+        self.0.serve(Served { engine: served.engine.clone(), model });
     }
 }

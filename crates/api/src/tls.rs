@@ -73,6 +73,11 @@ impl Tls {
         .await;
     }
 
+    /// For the next connection to a gRPC service that others than this crate offer.
+    pub fn grpc_acceptor(&self) -> TlsAcceptor {
+        self.acceptor(Wire::Http2)
+    }
+
     /// For the next connection.
     pub(crate) fn acceptor(&self, wire: Wire) -> TlsAcceptor {
         let acceptors = self.0.acceptors.read().unwrap_or_else(PoisonError::into_inner);

@@ -1,15 +1,15 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use tandem_backend::{BackendError, Batch, Rope, StepLimits};
-use tracing::info;
 
+use crate::compile::Compiler;
 use crate::count::Tally;
 use crate::device::{Device, DeviceError};
 use crate::exchange::Joined;
 use crate::graph::Graphs;
-use crate::kernels::Kernels;
+use crate::kernels::{Kernels, Packing};
+use crate::late::{KernelProgress, LateKernels};
 use crate::masks::Masks;
 use crate::memory::{DeviceMemory, PinnedMemory};
 use crate::rows::{StepRows, StepShape, shape_of};
@@ -31,7 +31,8 @@ pub struct CudaOptions {
 pub struct CudaBackend {
     // Dropped in this order: what uses the device before the device.
     pub(crate) state: Mutex<State>,
-    pub(crate) kernels: Kernels,
+    pub(crate) packing: Packing,
+    pub(crate) late: LateKernels,
     pub(crate) device: Arc<Device>,
     pub(crate) eager: bool,
 }
@@ -85,15 +86,14 @@ pub(crate) struct Scratch {
 }
 
 impl CudaBackend {
-    /// Opens the GPU and compiles its kernels.
+    /// Opens the GPU and compiles what packs weights; a thread goes on with all other kernels.
     pub fn new(options: CudaOptions) -> Result<Self, BackendError> {
         let device =
             Device::open(options.ordinal).map_err(|error: DeviceError| BackendError::Unsupported(error.to_string()))?;
         let device = Arc::new(device);
-        let started = Instant::now();
-        let kernels = Kernels::load(&device, options.cache)?;
-        let ((compiled, cached), seconds) = (kernels.files(), started.elapsed().as_secs_f64());
-        info!("kernels for {}: {compiled} files compiled, {cached} from the cache, {seconds:.1} s", device.arch());
+        let compiler = Compiler::new(device.arch(), options.cache);
+        let packing = Packing::load(&device, &compiler)?;
+        let late = LateKernels::start(&device, compiler)?;
         let state = State {
             graphs: Graphs::new(&device),
             staging: None,
@@ -105,12 +105,22 @@ impl CudaBackend {
             exchange: None,
             tally: Tally::new(&device)?,
         };
-        Ok(Self { state: Mutex::new(state), kernels, device, eager: options.eager })
+        Ok(Self { state: Mutex::new(state), packing, late, device, eager: options.eager })
     }
 
     /// The GPU.
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// How far its kernels are.
+    pub fn kernel_progress(&self) -> &Arc<KernelProgress> {
+        self.late.progress()
+    }
+
+    /// The kernels of steps; waits until they are there.
+    pub(crate) fn kernels(&self) -> Result<&Kernels, BackendError> {
+        self.late.get()
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {

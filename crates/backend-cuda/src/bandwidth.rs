@@ -15,7 +15,7 @@ const TRIES: usize = 5;
 /// caches.
 pub fn read_bandwidth(options: CudaOptions, bytes: usize) -> Result<f64, BackendError> {
     let backend = CudaBackend::new(options)?;
-    let (device, kernels) = (&backend.device, &backend.kernels);
+    let (device, kernels) = (&backend.device, backend.kernels()?);
     let buffer = DeviceMemory::zeroed(device, bytes, "the bandwidth probe")?;
     let sink = DeviceMemory::zeroed(device, 4, "the bandwidth probe")?;
     let shape = Launch { grid: (2 * device.multiprocessors() as usize, 1, 1), threads: 512, shared: 0 };

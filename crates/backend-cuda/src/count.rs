@@ -44,6 +44,6 @@ impl CudaBackend {
         let (ids, _) = routing.row(0);
         let shape = Launch { grid: (1, 1, 1), threads: 256, shared: 0 };
         let arguments = arguments![ids, n * routing.top_k, state.tally.memory.at(0)];
-        self.device.launch_after(self.kernels.count_experts, shape, arguments)
+        self.device.launch_after(self.kernels()?.count_experts, shape, arguments)
     }
 }

@@ -120,6 +120,12 @@ impl Device {
         &self.name
     }
 
+    /// Its identity among all GPUs, as hexadecimal digits.
+    pub fn uuid(&self) -> Result<String, DeviceError> {
+        let uuid = self.context.uuid().map_err(|error| driver("telling the GPU's identity", error))?;
+        Ok(uuid.bytes.iter().map(|byte| format!("{:02x}", *byte as u8)).collect())
+    }
+
     /// What its kernels are compiled for.
     pub fn arch(&self) -> &'static str {
         self.arch

@@ -46,7 +46,7 @@ impl CudaBackend {
         best: &mut [Candidate],
     ) -> Result<(), BackendError> {
         for some in launches(part, draws, best.len())? {
-            let found = self.ask(&some, self.kernels.part_largest, Asked::Largest, PartDraws::of(some.draws))?;
+            let found = self.ask(&some, self.kernels()?.part_largest, Asked::Largest, PartDraws::of(some.draws))?;
             for (best, [logit, token]) in best[some.range].iter_mut().zip(found) {
                 *best = Candidate { logit: f32::from_bits(logit), token };
             }
@@ -64,7 +64,7 @@ impl CudaBackend {
         for some in launches(part, draws, sums.len().min(largest.len()))? {
             let mut list = PartDraws::of(some.draws);
             list.largest[..some.draws.len()].copy_from_slice(&largest[some.range.clone()]);
-            let found = self.ask(&some, self.kernels.part_weight, Asked::Weight, list)?;
+            let found = self.ask(&some, self.kernels()?.part_weight, Asked::Weight, list)?;
             for (sum, [low, high]) in sums[some.range].iter_mut().zip(found) {
                 *sum = u64::from(high) << 32 | u64::from(low);
             }
@@ -86,7 +86,7 @@ impl CudaBackend {
             for (to, target) in list.target.iter_mut().zip(&targets[some.range.clone()]) {
                 *to = target.unwrap_or(NOWHERE);
             }
-            let found = self.ask(&some, self.kernels.part_find, Asked::Token, list)?;
+            let found = self.ask(&some, self.kernels()?.part_find, Asked::Token, list)?;
             for (token, [found, _]) in tokens[some.range].iter_mut().zip(found) {
                 *token = (found != ELSEWHERE).then_some(found);
             }

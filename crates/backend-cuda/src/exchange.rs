@@ -127,7 +127,7 @@ impl CudaBackend {
         let (packets, pieces): (*mut Packets, *mut Pieces) = (packets, &mut pieces);
         let mut values = [packets.cast(), index, pieces.cast::<c_void>(), part, into];
         let shape = Launch { grid: (blocks, 1, 1), threads: THREADS, shared: 0 };
-        self.device.launch_raw(self.kernels.exchange_packets, shape, &mut values, true)
+        self.device.launch_raw(self.kernels()?.exchange_packets, shape, &mut values, true)
     }
 
     fn exchange_relayed(
@@ -151,7 +151,7 @@ impl CudaBackend {
         values.insert(0, std::ptr::from_mut(relayed).cast());
         let blocks = len.div_ceil(BLOCK_VALUES).min(RELAYED_BLOCKS_MAX);
         let shape = Launch { grid: (blocks, 1, 1), threads: THREADS, shared: 0 };
-        self.device.launch_raw(self.kernels.exchange_relayed, shape, &mut values, true)
+        self.device.launch_raw(self.kernels()?.exchange_relayed, shape, &mut values, true)
     }
 }
 

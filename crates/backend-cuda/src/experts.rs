@@ -5,7 +5,7 @@ use tandem_backend::{BackendError, ExpertsShape, ExpertsSource, RowSource};
 
 use crate::buffer::CudaVector;
 use crate::device::{Device, failed};
-use crate::kernels::Kernels;
+use crate::kernels::Packing;
 use crate::launch::{Launch, arguments};
 use crate::matrix::{SCALE_BYTES, TILE_BYTES, TILE_ROWS};
 use crate::memory::DeviceMemory;
@@ -37,7 +37,7 @@ pub(crate) struct ExpertMatrices {
 impl CudaExperts {
     pub(crate) fn load(
         device: &Arc<Device>,
-        kernels: &Kernels,
+        kernels: &Packing,
         staging: &mut Staging,
         shape: ExpertsShape,
         source: &ExpertsSource<'_>,
@@ -70,7 +70,7 @@ impl CudaExperts {
 /// Brings tensors to the device.
 pub(crate) struct Loader<'a> {
     pub(crate) device: &'a Arc<Device>,
-    pub(crate) kernels: &'a Kernels,
+    pub(crate) kernels: &'a Packing,
     pub(crate) staging: &'a mut Staging,
 }
 

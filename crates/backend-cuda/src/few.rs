@@ -96,7 +96,7 @@ impl CudaBackend {
             return self.linear_many(&ManyLinear { x, n, weight, bias, norm, add }, out);
         }
         let many = weight.row_tiles() >= MANY_TILES;
-        let kernels = &self.kernels;
+        let kernels = self.kernels()?;
         let (kernel, format, tile_cols) = match (weight.format, many) {
             (DenseFormat::Bf16, false) => (kernels.linear_decode_bf16, Operand::Bf16, 32),
             (DenseFormat::Bf16, true) => (kernels.linear_decode_bf16_many, Operand::Bf16, 32),
@@ -162,7 +162,7 @@ impl CudaBackend {
         let (norm_at, eps) = norm.map_or((0, 0.0), |(norm, eps)| (norm.memory.at(0), eps));
         let copy = copy.map_or(0, |copy| copy.row(rows.start));
         self.simple(
-            self.kernels.stage_rows,
+            self.kernels()?.stage_rows,
             n,
             arguments![
                 x.row(rows.start),
@@ -210,7 +210,7 @@ impl CudaBackend {
         if n > ROUTE_ROWS_MAX {
             let Some(((norm, eps), normed)) = norm.zip(normed) else { return self.route_many(x, n, weight, bias, out) };
             self.simple(
-                self.kernels.rms_norm,
+                self.kernels()?.rms_norm,
                 n,
                 arguments![x.row(0), x.width, norm.memory.at(0), eps, normed.row(0)],
             )?;
@@ -230,7 +230,7 @@ impl CudaBackend {
         let (norm_at, eps) = norm.map_or((0, 0.0), |(norm, eps)| (norm.memory.at(0), eps));
         let (ids, weights) = out.row(0);
         self.device.launch(
-            self.kernels.route_decode,
+            self.kernels()?.route_decode,
             Launch { grid: (weight.row_tiles(), parts, groups), threads: THREADS, shared },
             arguments![
                 x.row(0),
@@ -299,7 +299,7 @@ impl CudaBackend {
             let grid = works.min(BLOCKS_EACH * self.device.multiprocessors() as usize);
             let shape = Launch { grid: (grid, 1, 1), threads: THREADS, shared: 2 * SUM_BYTES + some * token_bytes };
             self.device.launch(
-                self.kernels.moe_gate_up_decode,
+                self.kernels()?.moe_gate_up_decode,
                 shape,
                 arguments![
                     x.row(first),
@@ -322,7 +322,7 @@ impl CudaBackend {
             )?;
             let shape = Launch { grid: (tiles, DOWN_BLOCKS, 1), threads: THREADS, shared: 0 };
             self.device.launch(
-                self.kernels.moe_down_decode,
+                self.kernels()?.moe_down_decode,
                 shape,
                 arguments![
                     inner,
@@ -380,7 +380,7 @@ impl CudaBackend {
                 window.into(),
                 out.row(0).into(),
             ];
-            return self.launch_with_cache(self.kernels.attention_any, shape, &mut values, 3, context, kv);
+            return self.launch_with_cache(self.kernels()?.attention_any, shape, &mut values, 3, context, kv);
         }
         let (inv_freq, scale) = match rope {
             Some(rope) => (state.rope(&self.device, rope)?, rope.scale),
@@ -394,7 +394,7 @@ impl CudaBackend {
         let rows = state.rows()?;
         let (tables, stride) = rows.tables(context.kind);
         self.device.launch(
-            kv.pick(self.kernels.attention_decode, self.kernels.attention_decode_fp8),
+            kv.pick(self.kernels()?.attention_decode, self.kernels()?.attention_decode_fp8),
             Launch { grid: (splits, kv_heads, n), threads: THREADS, shared: 0 },
             arguments![
                 qkv.row(0),
@@ -465,7 +465,7 @@ impl CudaBackend {
         let mut values: Vec<*mut c_void> = arguments.iter_mut().map(Argument::address).collect();
         values.insert(2, std::ptr::from_mut(&mut list).cast());
         let shape = Launch { grid: (DRAW_CHUNKS, draws.len(), 1), threads: THREADS, shared: 0 };
-        self.device.launch_raw(self.kernels.draw_tokens, shape, &mut values, true)?;
+        self.device.launch_raw(self.kernels()?.draw_tokens, shape, &mut values, true)?;
         self.device.synchronize()?;
         for (token, bytes) in tokens.iter_mut().zip(chosen.as_slice().chunks_exact(4)) {
             *token = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);

@@ -1,12 +1,11 @@
-use std::ffi::{CString, c_void};
-use std::path::PathBuf;
-
 use cudarc::driver::result;
 use cudarc::driver::sys::{CUfunction, CUfunction_attribute, CUmodule};
+use std::ffi::{CString, c_void};
 use tandem_backend::BackendError;
 
 use crate::compile::{CompileError, Compiler, Cubin};
 use crate::device::{Device, failed};
+use crate::late::KernelProgress;
 
 /// A file of kernels, or a header.
 pub struct Source {
@@ -22,7 +21,7 @@ macro_rules! sources {
     };
 }
 
-/// All kernel files.
+/// All kernel files, first the one with what packs weights: that is wanted before all others.
 pub const SOURCES: &[Source] = &sources![
     "pack.cu",
     "probe.cu",
@@ -103,11 +102,8 @@ impl Tiled {
 
 macro_rules! kernels {
     ($($name:ident),* $(,)?) => {
-        /// Every kernel, by its name in `kernels/`.
+        /// Every kernel of a step, by its name in `kernels/`.
         pub(crate) struct Kernels {
-            modules: Vec<CUmodule>,
-            /// Files of which the cache had the kernels.
-            cached: usize,
             $(pub(crate) $name: Kernel,)*
             /// Products of many rows, by tile: dense ones by format, then the experts' two.
             pub(crate) dense_bf16: Tiled,
@@ -118,8 +114,8 @@ macro_rules! kernels {
         }
 
         impl Kernels {
-            fn find(modules: Vec<CUmodule>, cached: usize) -> Result<Self, BackendError> {
-                let find = |name: &str| function(&modules, name);
+            fn find(modules: &[CUmodule]) -> Result<Self, BackendError> {
+                let find = |name: &str| function(modules, name);
                 Ok(Self {
                     $($name: find(stringify!($name))?,)*
                     dense_bf16: Tiled::find(&modules, "dense_bf16")?,
@@ -127,8 +123,6 @@ macro_rules! kernels {
                     dense_mxfp4: Tiled::find(&modules, "dense_mxfp4")?,
                     moe_gate_up: Tiled::find(&modules, "mxfp4_moe_gate_up")?,
                     moe_down: Tiled::find(&modules, "mxfp4_moe_down")?,
-                    modules,
-                    cached,
                 })
             }
 
@@ -144,14 +138,6 @@ macro_rules! kernels {
 }
 
 kernels![
-    pack_bf16_tiles,
-    pack_q8_tiles,
-    q8_row_base,
-    pack_bf16_to_mxfp4,
-    pack_mxfp4_tiles,
-    pack_mxfp4_scales,
-    mxfp4_row_base,
-    widen,
     rms_norm,
     add_rows,
     gather_rows,
@@ -190,35 +176,48 @@ kernels![
     rope_store_fp8,
 ];
 
-// SAFETY: handles of the driver, which may be used from any thread on which the context is current.
-unsafe impl Send for Kernels {}
-// SAFETY: as above; they are only read.
-unsafe impl Sync for Kernels {}
+/// What packs weights when they are read.
+pub(crate) struct Packing {
+    pub(crate) pack_bf16_tiles: Kernel,
+    pub(crate) pack_q8_tiles: Kernel,
+    pub(crate) q8_row_base: Kernel,
+    pub(crate) pack_bf16_to_mxfp4: Kernel,
+    pub(crate) pack_mxfp4_tiles: Kernel,
+    pub(crate) pack_mxfp4_scales: Kernel,
+    pub(crate) mxfp4_row_base: Kernel,
+    pub(crate) widen: Kernel,
+}
+
+// SAFETY: a handle of the driver, which may be used from any thread on which the context is current.
+unsafe impl Send for Kernel {}
+// SAFETY: as above; it is only read.
+unsafe impl Sync for Kernel {}
+
+impl Packing {
+    /// Compiles them if the cache does not have them, and loads them onto the device.
+    pub(crate) fn load(device: &Device, compiler: &Compiler) -> Result<Self, BackendError> {
+        let modules = load(device, compiler, &SOURCES[..1], &KernelProgress::default())?;
+        let find = |name: &str| function(&modules, name);
+        Ok(Self {
+            pack_bf16_tiles: find("pack_bf16_tiles")?,
+            pack_q8_tiles: find("pack_q8_tiles")?,
+            q8_row_base: find("q8_row_base")?,
+            pack_bf16_to_mxfp4: find("pack_bf16_to_mxfp4")?,
+            pack_mxfp4_tiles: find("pack_mxfp4_tiles")?,
+            pack_mxfp4_scales: find("pack_mxfp4_scales")?,
+            mxfp4_row_base: find("mxfp4_row_base")?,
+            widen: find("widen")?,
+        })
+    }
+}
+
+/// Files of the kernels of steps.
+pub(crate) const FILES: usize = SOURCES.len() - 1;
 
 impl Kernels {
     /// Compiles what the cache does not have, all files at the same time, and loads everything onto the device.
-    pub(crate) fn load(device: &Device, cache: Option<PathBuf>) -> Result<Self, BackendError> {
-        let compiler = Compiler::new(device.arch(), cache);
-        let cubins: Vec<Result<Cubin, CompileError>> = std::thread::scope(|scope| {
-            let threads: Vec<_> = SOURCES.iter().map(|source| scope.spawn(|| compiler.compile(source))).collect();
-            let joined = threads.into_iter().zip(SOURCES).map(|(thread, source)| {
-                thread.join().unwrap_or_else(|_| {
-                    let (name, arch) = (source.name.to_owned(), device.arch().to_owned());
-                    Err(CompileError::Failed { name, arch, log: "the compiler's thread panicked".into() })
-                })
-            });
-            joined.collect()
-        });
-        device.bind()?;
-        let (mut modules, mut cached) = (Vec::new(), 0);
-        for (cubin, source) in cubins.into_iter().zip(SOURCES) {
-            let cubin = cubin.map_err(|error| BackendError::Unsupported(error.to_string()))?;
-            cached += usize::from(cubin.cached);
-            // SAFETY: the image is a cubin of NVRTC's, or what the cache holds under its hash; the driver checks it.
-            let module = unsafe { result::module::load_data(cubin.image.as_ptr().cast::<c_void>()) };
-            modules.push(module.map_err(|error| failed(&format!("loading kernels of {}", source.name), error))?);
-        }
-        let kernels = Self::find(modules, cached)?;
+    pub(crate) fn load(device: &Device, compiler: &Compiler, progress: &KernelProgress) -> Result<Self, BackendError> {
+        let kernels = Self::find(&load(device, compiler, &SOURCES[1..], progress)?)?;
         kernels.allow_shared_memory(device.shared_bytes_max())?;
         Ok(kernels)
     }
@@ -239,11 +238,39 @@ impl Kernels {
         }
         Ok(())
     }
+}
 
-    /// How many files were compiled, and how many came from the cache, for the log.
-    pub(crate) fn files(&self) -> (usize, usize) {
-        (self.modules.len() - self.cached, self.cached)
+/// Modules on the device, never unloaded while the process lives.
+fn load(
+    device: &Device,
+    compiler: &Compiler,
+    sources: &[Source],
+    progress: &KernelProgress,
+) -> Result<Vec<CUmodule>, BackendError> {
+    let compile = |source: &Source| {
+        let cubin = compiler.compile(source);
+        progress.note(cubin.as_ref().is_ok_and(|cubin| cubin.cached));
+        cubin
+    };
+    let cubins: Vec<Result<Cubin, CompileError>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = sources.iter().map(|source| scope.spawn(|| compile(source))).collect();
+        let joined = threads.into_iter().zip(sources).map(|(thread, source)| {
+            thread.join().unwrap_or_else(|_| {
+                let (name, arch) = (source.name.to_owned(), device.arch().to_owned());
+                Err(CompileError::Failed { name, arch, log: "the compiler's thread panicked".into() })
+            })
+        });
+        joined.collect()
+    });
+    device.bind()?;
+    let mut modules = Vec::with_capacity(sources.len());
+    for (cubin, source) in cubins.into_iter().zip(sources) {
+        let cubin = cubin.map_err(|error| BackendError::Unsupported(error.to_string()))?;
+        // SAFETY: the image is a cubin of NVRTC's, or what the cache holds under its hash; the driver checks it.
+        let module = unsafe { result::module::load_data(cubin.image.as_ptr().cast::<c_void>()) };
+        modules.push(module.map_err(|error| failed(&format!("loading kernels of {}", source.name), error))?);
     }
+    Ok(modules)
 }
 
 fn function(modules: &[CUmodule], name: &str) -> Result<Kernel, BackendError> {

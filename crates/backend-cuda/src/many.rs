@@ -46,9 +46,9 @@ impl CudaBackend {
     pub(crate) fn linear_many(&self, op: &ManyLinear<'_>, out: &CudaBuffer) -> Result<(), BackendError> {
         let ManyLinear { x, n, weight, bias, norm, add } = *op;
         let tiled = match weight.format {
-            DenseFormat::Bf16 => &self.kernels.dense_bf16,
-            DenseFormat::Q8 => &self.kernels.dense_q8,
-            DenseFormat::Mxfp4 => &self.kernels.dense_mxfp4,
+            DenseFormat::Bf16 => &self.kernels()?.dense_bf16,
+            DenseFormat::Q8 => &self.kernels()?.dense_q8,
+            DenseFormat::Mxfp4 => &self.kernels()?.dense_mxfp4,
         };
         let choice = self.choose(tiled, DENSE_BEST, n);
         let bf16 = weight.format == DenseFormat::Bf16;
@@ -68,7 +68,7 @@ impl CudaBackend {
         bias: &CudaVector,
         out: &CudaRouting,
     ) -> Result<(), BackendError> {
-        let choice = self.choose(&self.kernels.dense_bf16, DENSE_BEST, n);
+        let choice = self.choose(&self.kernels()?.dense_bf16, DENSE_BEST, n);
         let (high, low) = self.narrow(x, n, true, choice.wide, true)?;
         let logits = {
             let mut state = self.state();
@@ -79,7 +79,7 @@ impl CudaBackend {
         let (ids, weights) = out.row(0);
         let shape = Launch { grid: (n.div_ceil(8), 1, 1), threads: 256, shared: 0 };
         let arguments = arguments![logits, n, bias.memory.at(0), weight.rows, out.top_k, ids, weights];
-        self.device.launch_after(self.kernels.choose_experts, shape, arguments)
+        self.device.launch_after(self.kernels()?.choose_experts, shape, arguments)
     }
 
     /// Experts of many rows: grouped by expert, two products, and the weighted sum, added to `out`.
@@ -93,9 +93,9 @@ impl CudaBackend {
     ) -> Result<(), BackendError> {
         let ExpertsShape { experts: count, hidden, intermediate, limit, alpha, .. } = experts.shape;
         let (top_k, pairs) = (routing.top_k, n * routing.top_k);
-        let best = if self.kernels.moe_down.wide.is_some() { EXPERTS_BEST } else { TILES };
-        let up = self.choose(&self.kernels.moe_gate_up, best, pairs.div_ceil(count));
-        let down = self.choose(&self.kernels.moe_down, best, pairs.div_ceil(count));
+        let best = if self.kernels()?.moe_down.wide.is_some() { EXPERTS_BEST } else { TILES };
+        let up = self.choose(&self.kernels()?.moe_gate_up, best, pairs.div_ceil(count));
+        let down = self.choose(&self.kernels()?.moe_down, best, pairs.div_ceil(count));
         let (narrow, _) = self.narrow(x, n, false, up.wide, false)?;
         let mut state = self.state();
         let scratch = &mut state.scratch;
@@ -116,7 +116,7 @@ impl CudaBackend {
         let (ids, weights) = routing.row(0);
         let shape = Launch { grid: (count, 1, 1), threads: 256, shared: 4 * count };
         let group = arguments![ids, offsets, sorted, tiles, tile_count, pairs, count, up.rows];
-        self.device.launch_after(self.kernels.moe_group, shape, group)?;
+        self.device.launch_after(self.kernels()?.moe_group, shape, group)?;
         let (matrices, bias) = (&experts.gate_up, &experts.gate_up_bias);
         self.device.launch_after(
             up.kernel,
@@ -158,7 +158,7 @@ impl CudaBackend {
         )?;
         let shape = Launch { grid: (n, 1, 1), threads: 128, shared: 0 };
         let combine = arguments![results, ids, weights, out.row(0), hidden, top_k, count];
-        self.device.launch_after(self.kernels.moe_combine, shape, combine)
+        self.device.launch_after(self.kernels()?.moe_combine, shape, combine)
     }
 
     /// Rotates queries in place, stores keys and values.
@@ -177,7 +177,7 @@ impl CudaBackend {
         let (sequences, first_rows, positions) = rows.runs();
         let shape = Launch { grid: (n, 1, 1), threads: 256, shared: 0 };
         self.device.launch_after(
-            kv.pick(self.kernels.rope_store, self.kernels.rope_store_fp8),
+            kv.pick(self.kernels()?.rope_store, self.kernels()?.rope_store_fp8),
             shape,
             arguments![
                 qkv.row(0),
@@ -216,7 +216,7 @@ impl CudaBackend {
         let (sequences, first_rows, positions) = rows.runs();
         const F32: i32 = 2;
         self.device.launch_after(
-            kv.pick(self.kernels.attention_prefill, self.kernels.attention_prefill_fp8),
+            kv.pick(self.kernels()?.attention_prefill, self.kernels()?.attention_prefill_fp8),
             Launch { grid: (runs, kv_heads, 1), threads: 128, shared: ATTENTION_SHARED },
             arguments![
                 qkv.row(0),
@@ -282,7 +282,7 @@ impl CudaBackend {
         };
         let shape = Launch { grid: (n, 1, 1), threads: 256, shared: 0 };
         let arguments = arguments![x.row(0), narrow, rest, x.width, bf16, permuted];
-        self.device.launch_after(self.kernels.narrow_rows, shape, arguments)?;
+        self.device.launch_after(self.kernels()?.narrow_rows, shape, arguments)?;
         Ok((narrow, rest))
     }
 
@@ -300,7 +300,7 @@ impl CudaBackend {
             state.scratch.ensure(&self.device, |s| &mut s.narrow, work::narrow(n, x.width), "narrow activations")?;
         let shape = Launch { grid: (n, 1, 1), threads: 256, shared: 0 };
         let arguments = arguments![x.row(0), norm.memory.at(0), narrow, x.width, eps, bf16, permuted];
-        self.device.launch_after(self.kernels.rms_norm_rows, shape, arguments)?;
+        self.device.launch_after(self.kernels()?.rms_norm_rows, shape, arguments)?;
         Ok(narrow)
     }
 

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use tandem_backend::{BackendError, DenseFormat, RowSource};
 
 use crate::device::Device;
-use crate::kernels::Kernels;
+use crate::kernels::Packing;
 use crate::launch::{Launch, arguments};
 use crate::memory::DeviceMemory;
 use crate::staging::Staging;
@@ -33,7 +33,7 @@ impl CudaMatrix {
     /// Reads a BF16 matrix and packs it on the device.
     pub(crate) fn load(
         device: &Arc<Device>,
-        kernels: &Kernels,
+        kernels: &Packing,
         staging: &mut Staging,
         source: &dyn RowSource,
         format: DenseFormat,

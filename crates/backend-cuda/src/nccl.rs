@@ -27,7 +27,6 @@ struct UniqueId([u8; NCCL_ID_BYTES]);
 type GetVersion = unsafe extern "C" fn(*mut c_int) -> c_int;
 type GetUniqueId = unsafe extern "C" fn(*mut UniqueId) -> c_int;
 type CommInitRank = unsafe extern "C" fn(*mut *mut c_void, c_int, UniqueId, c_int) -> c_int;
-type CommAbort = unsafe extern "C" fn(*mut c_void) -> c_int;
 type GetErrorString = unsafe extern "C" fn(c_int) -> *const c_char;
 type AllReduce = unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, c_int, *mut c_void, CUstream) -> c_int;
 
@@ -84,7 +83,8 @@ impl Nccl {
     }
 }
 
-/// One rank of a group that NCCL joins. Waits for its peers without an end: to be used in a process that may be killed.
+/// One rank of a group that NCCL joins. Waits for its peers without an end: to be used in a process that may be killed,
+/// whose end gives the communicator up, as giving it up while a recorded step names it may wait too.
 pub struct NcclRank {
     nccl: Nccl,
     communicator: *mut c_void,
@@ -124,16 +124,5 @@ impl NcclRank {
             (self.all_reduce)(from, to, n * into.width, FLOAT32, SUM, self.communicator, self.device.stream())
         };
         self.nccl.check("an all-reduce", code)
-    }
-}
-
-impl Drop for NcclRank {
-    fn drop(&mut self) {
-        if let Ok(abort) = self.nccl.symbol::<CommAbort>(c"ncclCommAbort")
-            && self.device.synchronize().is_ok()
-        {
-            // SAFETY: made by `new`, given up once, with nothing under way. An error here has no one to go to.
-            unsafe { abort(self.communicator) };
-        }
     }
 }

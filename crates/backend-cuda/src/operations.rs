@@ -50,19 +50,22 @@ impl Backend for CudaBackend {
     }
 
     fn vector(&self, source: &dyn RowSource) -> Result<CudaVector, BackendError> {
+        self.late.check()?;
         let mut state = self.state();
         let staging = state.staging(&self.device)?;
-        Loader { device: &self.device, kernels: &self.kernels, staging }.vector(source)
+        Loader { device: &self.device, kernels: &self.packing, staging }.vector(source)
     }
 
     fn matrix(&self, source: &dyn RowSource, format: DenseFormat) -> Result<CudaMatrix, BackendError> {
+        self.late.check()?;
         let mut state = self.state();
-        CudaMatrix::load(&self.device, &self.kernels, state.staging(&self.device)?, source, format)
+        CudaMatrix::load(&self.device, &self.packing, state.staging(&self.device)?, source, format)
     }
 
     fn experts(&self, shape: ExpertsShape, source: &ExpertsSource<'_>) -> Result<CudaExperts, BackendError> {
+        self.late.check()?;
         let mut state = self.state();
-        CudaExperts::load(&self.device, &self.kernels, state.staging(&self.device)?, shape, source)
+        CudaExperts::load(&self.device, &self.packing, state.staging(&self.device)?, shape, source)
     }
 
     fn download(&self, buffer: &CudaBuffer, first: usize, out: &mut [f32]) -> Result<(), BackendError> {
@@ -100,6 +103,7 @@ impl Backend for CudaBackend {
     }
 
     fn reserve(&self, limits: StepLimits) -> Result<(), BackendError> {
+        self.kernels()?;
         let mut state = self.state();
         // Reading weights is over.
         state.staging = None;
@@ -107,7 +111,7 @@ impl Backend for CudaBackend {
     }
 
     fn begin(&self, batch: &Batch<'_>) -> Result<(), BackendError> {
-        self.state().begin(&self.device, &self.kernels, batch)
+        self.state().begin(&self.device, self.kernels()?, batch)
     }
 
     fn repeat<E: From<BackendError>>(
@@ -130,6 +134,10 @@ impl Backend for CudaBackend {
         let ran = graphs.run(if counting { COUNTING + rows } else { rows }, run);
         self.state().graphs = graphs;
         ran
+    }
+
+    fn wait(&self) -> Result<(), BackendError> {
+        self.device.wait_if_busy()
     }
 
     fn worth_recording(&self) -> Vec<usize> {
@@ -160,7 +168,7 @@ impl Backend for CudaBackend {
             return Err(BackendError::Shape(format!("token {token} of a vocabulary of {}", table.rows)));
         }
         let tokens = self.state().rows()?.tokens();
-        self.simple(self.kernels.embed, n, arguments![table.tiles.at(0), table.cols, tokens, out.row(0)])
+        self.simple(self.kernels()?.embed, n, arguments![table.tiles.at(0), table.cols, tokens, out.row(0)])
     }
 
     fn rms_norm(
@@ -173,7 +181,7 @@ impl Backend for CudaBackend {
     ) -> Result<(), BackendError> {
         x.check("norm input", n, weight.len)?;
         out.check("norm output", n, weight.len)?;
-        self.simple(self.kernels.rms_norm, n, arguments![x.row(0), x.width, weight.memory.at(0), eps, out.row(0)])
+        self.simple(self.kernels()?.rms_norm, n, arguments![x.row(0), x.width, weight.memory.at(0), eps, out.row(0)])
     }
 
     fn linear(
@@ -213,7 +221,7 @@ impl Backend for CudaBackend {
             rows.positions().into(),
         ];
         let shape = Launch { grid: (n, 1, 1), threads: THREADS, shared: 0 };
-        self.launch_with_cache(self.kernels.rope_store_any, shape, &mut values, 4, context, kv)
+        self.launch_with_cache(self.kernels()?.rope_store_any, shape, &mut values, 4, context, kv)
     }
 
     fn attention(
@@ -254,7 +262,7 @@ impl Backend for CudaBackend {
         x.check("sum", n, x.width)?;
         let values = n * x.width;
         let mut arguments = [x.row(0).into(), y.row(0).into(), Argument::Long(values as u64)];
-        self.simple(self.kernels.add_rows, values.div_ceil(THREADS).min(1024), &mut arguments)
+        self.simple(self.kernels()?.add_rows, values.div_ceil(THREADS).min(1024), &mut arguments)
     }
 
     fn gather(&self, x: &CudaBuffer, rows: &[usize], out: &mut CudaBuffer) -> Result<(), BackendError> {
@@ -267,7 +275,7 @@ impl Backend for CudaBackend {
             let mut values: Vec<*mut c_void> = arguments.iter_mut().map(Argument::address).collect();
             values.insert(2, std::ptr::from_mut(&mut list).cast());
             let shape = Launch { grid: (some.len(), 1, 1), threads: THREADS, shared: 0 };
-            self.device.launch_raw(self.kernels.gather_rows, shape, &mut values, true)?;
+            self.device.launch_raw(self.kernels()?.gather_rows, shape, &mut values, true)?;
         }
         Ok(())
     }

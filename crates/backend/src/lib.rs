@@ -229,6 +229,11 @@ pub trait Backend: Send {
         run()
     }
 
+    /// Waits until all that was called is done, on a device that computes by itself.
+    fn wait(&self) -> Result<(), BackendError> {
+        Ok(())
+    }
+
     /// Numbers of single rows whose steps are best run twice before the first request, as a device may record them then. With
     /// other numbers that happens on first use.
     fn worth_recording(&self) -> Vec<usize> {

@@ -1,5 +1,7 @@
 //! `tandem bench`: how fast the engine is with this model on this machine, beside what the machine could do.
 
+mod interrupted;
+
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -23,6 +25,9 @@ const PROBE_BYTES: usize = 2 << 30;
 pub fn run(args: &BenchArgs) -> Result<()> {
     if let Some(card) = args.predict {
         return predict(args, card);
+    }
+    if let Some(tokens) = args.interrupt {
+        return interrupted::run(args, tokens);
     }
     let mut args = args.clone();
     let needed = args.prompt_tokens + args.output_tokens;
@@ -50,7 +55,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         }
     }
     let experts = (args.streams > 1).then(|| experts_read(&loaded, &args)).transpose()?;
-    let device = loaded.nodes.first().map_or("", |node| &node.device);
+    let device = loaded.formation.nodes.first().map_or("", |node| &node.device);
     let comparison = args.compare_model.then(|| load::card(&args.model, device, bandwidth)).transpose()?;
     let subject = Subject::new(&loaded.config, load::formats(&args.model)?, 1)?;
     let mut report = Report::new(&args, &loaded, bandwidth, &runs, &constrained);
@@ -303,7 +308,7 @@ impl Report {
         let achieved = (args.streams == 1).then_some(loaded.weight_bytes_per_token as f64 * decode_tokens_per_s.median);
         Self {
             model: loaded.name.clone(),
-            device: loaded.nodes.iter().map(|node| node.device.as_str()).collect::<Vec<_>>().join("; "),
+            device: loaded.formation.nodes.iter().map(|node| node.device.as_str()).collect::<Vec<_>>().join("; "),
             formats: loaded.formats.clone(),
             prompt_tokens: args.prompt_tokens,
             output_tokens: args.output_tokens,

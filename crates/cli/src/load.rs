@@ -13,21 +13,22 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use tandem_backend::cpu::{CpuBackend, Isa, read_bandwidth as cpu_read_bandwidth};
 use tandem_backend::{Backend, Precision};
-use tandem_backend_cuda::{self as cuda, CudaBackend};
+use tandem_backend_cuda::{self as cuda, CudaBackend, KernelProgress};
 use tandem_engine::{Engine, EngineSettings};
 use tandem_grammar::Masks;
 use tandem_model::inspect::Report;
 use tandem_model::memory::{
     BytesPerToken, Computing, MemoryPlan, MemoryRequest, MemoryTable, bytes_per_token, human, plan_memory,
 };
-use tandem_model::selftest::Reference;
+use tandem_model::selftest::{Reference, Verdict, self_test};
 use tandem_model::{Config, ExpertTally, Formats, LocalWorker, Model, Runner, Shard, ShardPlan, WeightStore};
 use tandem_step::Capacity;
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 pub use self::numbers::Numbers;
 use self::parts::Parts;
-pub use self::place::{Place, budget, cpu_options, cuda_options, gpu_options, threads};
+pub use self::place::{Place, budget, cpu_options, cuda_options, device_id, gpu_options, threads};
 use self::progress::with_progress;
 pub use self::progress::{Progress, counted};
 pub use self::source::Source;
@@ -37,7 +38,7 @@ use crate::settings::ModelArgs;
 /// Positions of a KV block.
 const BLOCK_TOKENS: u32 = 16;
 /// How long a step may take: a prefill chunk of the largest model on a slow CPU takes minutes.
-const STEP_TIMEOUT: Duration = Duration::from_secs(900);
+pub const STEP_TIMEOUT: Duration = Duration::from_secs(900);
 /// Threads that compute grammar masks. A mask takes a fraction of a step, so few serve many streams.
 const MASK_THREADS: usize = 2;
 
@@ -47,16 +48,14 @@ pub struct Loaded {
     pub engine: Engine,
     /// What the model is called unless the settings name it.
     pub name: String,
-    /// Who computes it, in rank order.
-    pub nodes: Vec<Node>,
-    /// What carries activations between them, if there are several.
-    pub link: Option<String>,
+    /// Who computes it.
+    pub formation: Formation,
+    /// Where that changes while it is served: who computes it from then on.
+    pub changes: Option<watch::Receiver<Option<Formation>>>,
     /// Whether this process computes.
     pub computes_here: bool,
     /// Number formats.
     pub formats: String,
-    /// What memory was planned for.
-    pub memory: MemoryTable,
     /// Weight bytes that one decoded token reads.
     pub weight_bytes_per_token: u64,
     /// The model's shape.
@@ -71,7 +70,21 @@ pub struct Loaded {
     pub notice: Option<&'static str>,
 }
 
+/// Those who compute a model together.
+#[derive(Clone)]
+pub struct Formation {
+    /// In rank order.
+    pub nodes: Vec<Node>,
+    /// What carries activations between them, if there are several.
+    pub link: Option<String>,
+    /// What memory was planned for, on each.
+    pub memory: MemoryTable,
+    /// Why they are fewer than they should be, if so.
+    pub degraded: Option<String>,
+}
+
 /// One of those who compute a model.
+#[derive(Clone)]
 pub struct Node {
     /// The machine's name.
     pub name: String,
@@ -100,15 +113,16 @@ pub fn load(args: &ModelArgs, progress: Progress) -> Result<Loaded> {
     let tally = Arc::clone(&experts_read);
     let reference = source.reference(formats);
     let mut parts = Parts::new();
-    let loading =
-        Loading { store: source.store.as_ref(), progress, formats, capacity: plan.capacity, tally, reference };
+    let (store, capacity) = (source.store.as_ref(), plan.capacity);
+    let loading = Loading { store, progress, formats, capacity, tally, kernels: None, reference };
     let (worker, device) = match place {
         Place::Cpu => loading.start(CpuBackend::new(cpu_options(args, numbers.precision)?)?, &mut parts)?,
         Place::Cuda => {
             let backend = CudaBackend::new(cuda_options(args))?;
-            parts.end("kernels");
+            parts.end("first kernels");
             let allocated = Arc::clone(backend.device().allocated());
-            let started = loading.start(backend, &mut parts)?;
+            let kernels = Some(Arc::clone(backend.kernel_progress()));
+            let started = Loading { kernels, ..loading }.start(backend, &mut parts)?;
             info!("device memory: {} allocated", human(allocated.load(Ordering::Relaxed)));
             started
         }
@@ -123,11 +137,15 @@ pub fn load(args: &ModelArgs, progress: Progress) -> Result<Loaded> {
         parameters: report.parameters,
         checkpoint_bytes: report.kinds.iter().map(|line| line.bytes).sum(),
         name: source.name,
-        nodes: vec![Node { name: host_name(), device }],
-        link: None,
+        formation: Formation {
+            nodes: vec![Node { name: host_name(), device }],
+            link: None,
+            memory: plan.table,
+            degraded: None,
+        },
+        changes: None,
         computes_here: true,
         formats: numbers.to_string(),
-        memory: plan.table,
         weight_bytes_per_token: reads.total(),
         config: config.clone(),
         experts_read,
@@ -140,6 +158,7 @@ pub fn engine_settings(args: &ModelArgs, place: Place) -> EngineSettings {
     EngineSettings {
         max_queue: args.max_queue as usize,
         prefill_chunk: place.prefill_chunk(args),
+        prefill_slice: Some(args.prefill_slice).filter(|time| !time.is_zero()),
         pipeline_depth: place.pipeline_depth(args),
         step_timeout: STEP_TIMEOUT,
         ..EngineSettings::default()
@@ -237,6 +256,8 @@ struct Loading<'a> {
     formats: Formats,
     capacity: Capacity,
     tally: Arc<ExpertTally>,
+    /// Kernels that are compiled meanwhile.
+    kernels: Option<Arc<KernelProgress>>,
     /// What the model is known to compute.
     reference: Option<Reference>,
 }
@@ -249,10 +270,19 @@ impl Loading<'_> {
     {
         let device = backend.describe();
         info!("device: {device}");
-        let mut model = with_progress(self.store, self.progress, |store| {
+        let mut model = with_progress(self.store, self.progress, self.kernels.as_deref(), |store| {
             Ok(Model::load(backend, store, self.formats, self.capacity, ShardPlan::UNDIVIDED)?)
         })?;
-        parts.end_with("weights", "working memory", model.allocation_time());
+        let allocation = model.allocation_time();
+        match &self.kernels {
+            Some(kernels) => {
+                let waited = kernels.waited();
+                let rest = [("waiting for kernels", waited), ("working memory", allocation.saturating_sub(waited))];
+                parts.end_with("weights", &rest);
+                parts.beside("kernels", kernels.took());
+            }
+            None => parts.end_with("weights", &[("working memory", allocation)]),
+        }
         model.prepare(|done, total| {
             // A log needs to know only that it is over.
             if total > 0 && (done == total || self.progress == Progress::Terminal) {
@@ -260,14 +290,20 @@ impl Loading<'_> {
             }
         })?;
         parts.end("recorded steps");
-        let verdict = model.self_test(self.reference.as_ref())?;
-        parts.end("self-test");
-        match verdict.beyond {
-            0 => info!("self-test: {verdict}"),
-            _ => warn!("self-test: {verdict}"),
-        }
         let runner = Runner::new(model).with_masker(Box::new(masks()?)).with_tally(self.tally);
-        Ok((LocalWorker::start(runner).context("starting the worker")?, device))
+        let mut worker = LocalWorker::start(runner).context("starting the worker")?;
+        let tested = self_test(&mut worker, &self.capacity, self.reference.as_ref(), STEP_TIMEOUT);
+        announce_verdict(&tested?);
+        parts.end("self-test");
+        Ok((worker, device))
+    }
+}
+
+/// Says what the self-test saw.
+pub fn announce_verdict(verdict: &Verdict) {
+    match verdict.beyond {
+        0 => info!("self-test: {verdict}"),
+        _ => warn!("self-test: {verdict}"),
     }
 }
 

@@ -17,7 +17,7 @@ mod settings;
 mod top;
 mod worker;
 
-use std::io::{IsTerminal, stderr};
+use std::io::{IsTerminal, Write, stderr};
 use std::process::ExitCode;
 
 use anyhow::{Result, anyhow};
@@ -60,7 +60,8 @@ fn main() -> ExitCode {
 }
 
 fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
-    eprintln!("tandem: {error:#}");
+    // A log that takes nothing, say on a full disk, is no reason to panic.
+    let _ = writeln!(stderr(), "tandem: {error:#}");
     ExitCode::from(code)
 }
 
@@ -68,6 +69,8 @@ fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
 fn start_log(level: &str, bare: bool) -> Result<()> {
     let filter = EnvFilter::try_new(level).map_err(|error| anyhow!("--log {level}: {error}"))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(stderr);
+    // Where standard error takes nothing, on a full disk, a complaint to it about that would panic whoever logs.
+    let log = log.log_internal_errors(false);
     if bare {
         log.with_ansi(false).without_time().init();
     } else {

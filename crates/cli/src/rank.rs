@@ -137,6 +137,7 @@ pub fn model_args(worker: &WorkerArgs, order: &RankOrder) -> Result<ModelArgs> {
         exact: all.exact,
         context: Some(all.capacity.context),
         max_streams: all.capacity.max_streams,
+        eager: all.eager,
         ..machine_args(worker)
     })
 }
@@ -187,10 +188,12 @@ impl Shard<'_> {
 }
 
 fn start<B: Backend + 'static>(model: Model<B>, exchange: Option<Box<dyn Exchange>>) -> Result<Run> {
-    let model = match exchange {
+    let mut model = match exchange {
         Some(exchange) => model.with_exchange(exchange)?,
         None => model,
     };
+    // All ranks at the same time, as each waits for the others in every step; what they set up follows from the order alone.
+    model.prepare(|_, _| ())?;
     let mut runner = Runner::new(model).with_masker(Box::new(load::masks()?));
     Ok(Box::new(move |plan| runner.run(plan).map_err(|error| error.to_string())))
 }

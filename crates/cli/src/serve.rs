@@ -1,5 +1,6 @@
 //! `tandem serve`: a model behind the HTTP edge.
 
+use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -19,7 +20,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
-use crate::load::{self, Loaded, Node, Progress};
+use crate::load::{self, Formation, Loaded, Node, Progress};
 use crate::nodes;
 use crate::settings::{ModelArgs, ServeArgs};
 
@@ -162,8 +163,13 @@ async fn announce_and_watch(
         Ok(Ok(loaded)) => {
             let engine = loaded.engine.clone();
             running.get_or_init(|| engine.clone());
+            let changes =
+                Changes { info: model_info(&loaded), formats: loaded.formats.clone(), seen: loaded.changes.clone() };
             announce(loaded, &ready, &url);
-            watch(engine).await
+            tokio::select! {
+                error = watch(engine) => error,
+                never = changes.follow(&ready) => match never {},
+            }
         }
         Ok(Err(error)) => error,
         Err(error) => anyhow!("loading the model: {error}"),
@@ -178,6 +184,26 @@ fn announce(loaded: Loaded, ready: &ReadyFlag, url: &str) {
     }
     ready.ready(loaded.engine.clone(), model_info(&loaded));
     info!("ready: {} at {url} (OpenAI clients: {url}/v1)", loaded.name);
+}
+
+/// Who computes, while that changes.
+struct Changes {
+    info: ModelInfo,
+    formats: String,
+    seen: Option<watch::Receiver<Option<Formation>>>,
+}
+
+impl Changes {
+    /// Tells the edge, for ever.
+    async fn follow(self, ready: &ReadyFlag) -> Infallible {
+        if let Some(mut seen) = self.seen {
+            while seen.changed().await.is_ok() {
+                let Some(formation) = seen.borrow_and_update().clone() else { continue };
+                ready.changed(computed_by(self.info.clone(), &self.formats, &formation));
+            }
+        }
+        std::future::pending().await
+    }
 }
 
 /// Ends with the reason why the engine no longer runs.
@@ -251,30 +277,36 @@ fn api_settings(args: &ServeArgs) -> Result<ApiSettings> {
 
 fn model_info(loaded: &Loaded) -> ModelInfo {
     let capacity = loaded.engine.capacity();
-    ModelInfo {
+    let info = ModelInfo {
         id: loaded.name.clone(),
-        aliases: Vec::new(),
         vocab: capacity.vocab,
         context: capacity.context,
         parameters: loaded.parameters,
         checkpoint_bytes: loaded.checkpoint_bytes,
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         notice: loaded.notice.map(str::to_owned),
-        nodes: loaded.nodes.iter().map(|node| node_report(loaded, node)).collect(),
-        link: loaded.link.clone(),
         computes_here: loaded.computes_here,
-    }
+        ..ModelInfo::default()
+    };
+    computed_by(info, &loaded.formats, &loaded.formation)
 }
 
-fn node_report(loaded: &Loaded, node: &Node) -> NodeReport {
+/// The same model, computed by these.
+fn computed_by(info: ModelInfo, formats: &str, formation: &Formation) -> ModelInfo {
     let line = |line: &MemoryLine| MemoryUse { purpose: line.what.into(), bytes: line.bytes, note: line.note.clone() };
-    NodeReport {
+    let report = |node: &Node| NodeReport {
         name: node.name.clone(),
         device: node.device.clone(),
-        formats: loaded.formats.clone(),
-        memory: loaded.memory.lines.iter().map(line).collect(),
-        budget_bytes: loaded.memory.budget_bytes,
+        formats: formats.to_owned(),
+        memory: formation.memory.lines.iter().map(line).collect(),
+        budget_bytes: formation.memory.budget_bytes,
         resident_bytes: None,
+    };
+    ModelInfo {
+        nodes: formation.nodes.iter().map(report).collect(),
+        link: formation.link.clone(),
+        degraded: formation.degraded.clone(),
+        ..info
     }
 }
 

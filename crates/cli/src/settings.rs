@@ -90,6 +90,10 @@ pub struct ModelArgs {
     /// Most prompt tokens computed in one step, beside the running answers (default: 512 on a CPU, 4096 on a GPU).
     #[arg(long, value_name = "TOKENS", env = "TANDEM_PREFILL_CHUNK", value_parser = clap::value_parser!(u32).range(1..=8192))]
     pub prefill_chunk: Option<u32>,
+    /// How long a step may spend on prompts while answers are running: longer chunks are run in slices of some layers, with a
+    /// token for every answer in between. 0 runs chunks whole.
+    #[arg(long, value_name = "TIME", default_value = "50ms", env = "TANDEM_PREFILL_SLICE", value_parser = parse_slice)]
+    pub prefill_slice: Duration,
     /// CPU threads (default: one for each core this process may use).
     #[arg(long, value_name = "N", env = "TANDEM_THREADS", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
@@ -278,9 +282,14 @@ pub struct BenchArgs {
     /// Also run under a JSON schema, in turns with the others, to see what constrained output costs.
     #[arg(long, env = "TANDEM_CONSTRAINED")]
     pub constrained: bool,
+    /// Measure instead how long running answers wait for their next token while a prompt of so many tokens comes in. Compare
+    /// with --prefill-slice 0.
+    #[arg(long, value_name = "TOKENS", env = "TANDEM_INTERRUPT", value_parser = clap::value_parser!(u32).range(1..=131_072),
+        conflicts_with_all = ["constrained", "compare_model", "predict"])]
+    pub interrupt: Option<u32>,
     /// Measure the exchange between two ranks on this machine instead of a model: of the host and, where there are two GPUs, of their
     /// kernels, beside NCCL where it is installed.
-    #[arg(long, conflicts_with_all = ["ModelArgs", "prompt_tokens", "output_tokens", "streams", "runs", "warm_up", "constrained"])]
+    #[arg(long, conflicts_with_all = ["ModelArgs", "prompt_tokens", "output_tokens", "streams", "runs", "warm_up", "constrained", "interrupt"])]
     pub link: bool,
     /// How the ranks exchange (default: each way that works here).
     #[arg(long, value_enum, requires = "link")]
@@ -542,6 +551,11 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     if (0.001..=1e7).contains(&seconds) { Ok(Duration::from_secs_f64(seconds)) } else { Err("out of range".into()) }
 }
 
+/// A duration, or 0.
+fn parse_slice(text: &str) -> Result<Duration, String> {
+    if text.trim() == "0" { Ok(Duration::ZERO) } else { parse_duration(text) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -603,5 +617,7 @@ mod tests {
         assert_eq!(parse_duration("10m"), Ok(Duration::from_secs(600)));
         assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
         assert!(parse_duration("10y").is_err());
+        assert_eq!((parse_slice("0"), parse_slice("20ms")), (Ok(Duration::ZERO), Ok(Duration::from_millis(20))));
+        assert!(parse_duration("0").is_err() && parse_slice("soon").is_err());
     }
 }

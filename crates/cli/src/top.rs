@@ -89,6 +89,7 @@ fn columns() -> usize {
 fn text(status: &Status, columns: usize) -> String {
     let mut lines = vec![heading(status)];
     lines.extend(status.model.as_ref().and_then(|model| model.notice.clone()));
+    lines.extend(status.degraded.clone());
     lines.push(String::new());
     lines.extend(work(status));
     lines.push(String::new());

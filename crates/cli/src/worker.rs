@@ -1,12 +1,13 @@
 //! `tandem worker`: one node's part of a model.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getppid};
-use tandem_cluster::{Deadlines, HostFacts, JoinAt, Token, attend};
+use tandem_cluster::{Address, Deadlines, HostFacts, JoinAt, Token, Trust, attend};
 
 use crate::load::{self, Place};
 use crate::rank::{ModelRank, rdma_trouble};
@@ -23,6 +24,7 @@ pub fn run(args: &WorkerArgs) -> Result<()> {
     let at = JoinAt {
         address: args.join.clone(),
         token: Token::read(&args.token_file)?,
+        trust: trust(args)?,
         build: BUILD.into(),
         host: host_facts(args)?,
         deadlines: Deadlines::default(),
@@ -30,6 +32,12 @@ pub fn run(args: &WorkerArgs) -> Result<()> {
     };
     let args = args.clone();
     Ok(attend(&at, move || Box::new(ModelRank::new(args.clone())))?)
+}
+
+fn trust(args: &WorkerArgs) -> Result<Option<Trust>> {
+    let Some(file) = &args.cluster_ca_certificate else { return Ok(None) };
+    ensure!(matches!(args.join, Address::Tcp(_)), "--cluster-ca-certificate is for --join HOST:PORT");
+    Ok(Some(Trust::open(file).context("--cluster-ca-certificate")?))
 }
 
 /// Has the kernel end this process when its parent does, however that happens.
@@ -54,6 +62,7 @@ fn host_facts(args: &WorkerArgs) -> Result<HostFacts> {
         device,
         memory_bytes: load::budget(&alone)?,
         rdma_trouble: rdma_trouble().unwrap_or_default(),
+        device_id: load::device_id(&alone)?,
     })
 }
 
@@ -70,10 +79,12 @@ pub fn machine_args(args: &WorkerArgs) -> ModelArgs {
         memory: args.memory,
         max_streams: 1,
         prefill_chunk: None,
+        prefill_slice: Duration::ZERO,
         threads: args.threads,
         isa: args.isa.clone(),
         max_queue: 1,
-        eager: args.eager,
+        // All ranks do what the coordinator says.
+        eager: false,
         gpu: args.gpu,
         pipeline_depth: None,
     }

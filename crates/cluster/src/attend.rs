@@ -2,24 +2,21 @@
 
 use std::time::Duration;
 
-use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
-use tonic::transport::{Channel, Endpoint};
-use tower::service_fn;
 use tracing::{info, warn};
 
+use crate::dial::dial;
 use crate::proto::cluster_client::ClusterClient;
 use crate::proto::command::Body as Told;
 use crate::proto::report::Body as Say;
 use crate::proto::{self, Command, Report};
 use crate::rank::{Job, RankThread};
 use crate::token::{Nonces, Side, is_nonce, random_bytes};
-use crate::{Address, Deadlines, HostFacts, PROTOCOL, Rank, RankOrder, Token, wire};
+use crate::{Address, Deadlines, HostFacts, PROTOCOL, Rank, RankOrder, Token, Trust, wire};
 
 /// Reports that may wait for the connection.
 const REPORTS_MAX: usize = 32;
@@ -38,6 +35,8 @@ pub struct JoinAt {
     pub address: Address,
     /// What both know.
     pub token: Token,
+    /// Who vouches for it, where it speaks TLS.
+    pub trust: Option<Trust>,
     /// Hash of the sources of this program.
     pub build: String,
     /// What the coordinator is told of this machine.
@@ -180,13 +179,14 @@ impl Membership<'_> {
     }
 
     async fn join(&self) -> Result<Joined, Hurdle> {
-        let channel = self.dial().await.map_err(|error| Hurdle::Passing(with_causes(&error)))?;
+        let channel = dial(&self.at.address, self.at.trust.as_ref(), self.at.deadlines.handshake).await;
+        let channel = channel.map_err(|error| Hurdle::Passing(with_causes(&error)))?;
         let (reports, outgoing) = mpsc::channel(REPORTS_MAX);
         let own = random_bytes().map_err(|error| Hurdle::Final(AttendError::System(error.to_string())))?;
         say(&reports, Say::Hello(proto::Hello { protocol: PROTOCOL, nonce: own.to_vec() })).await;
         let mut client = ClusterClient::new(channel).max_decoding_message_size(COMMAND_BYTES_MAX);
         let answer = client.attend(ReceiverStream::new(outgoing)).await;
-        let mut commands = answer.map_err(|status| Hurdle::Passing(with_causes(&status)))?.into_inner();
+        let mut commands = answer.map_err(|status| Hurdle::Passing(self.unheard(&status)))?.into_inner();
         match self.hear(&mut commands).await? {
             Told::Challenge(challenge) => self.answer(&own, &challenge, &reports).await?,
             other => return Err(self.unexpected(other)),
@@ -200,24 +200,11 @@ impl Membership<'_> {
         }
     }
 
-    async fn dial(&self) -> Result<Channel, tonic::transport::Error> {
-        let patience = self.at.deadlines.handshake;
-        match &self.at.address {
-            Address::Tcp(address) => {
-                let endpoint = Endpoint::from_shared(format!("http://{address}"))?;
-                endpoint.tcp_nodelay(true).connect_timeout(patience).connect().await
-            }
-            Address::Unix(path) => {
-                let path = path.clone();
-                let connector = service_fn(move |_| {
-                    let path = path.clone();
-                    async move { UnixStream::connect(path).await.map(TokioIo::new) }
-                });
-                // The name only fills a header.
-                let endpoint = Endpoint::from_static("http://coordinator.local");
-                endpoint.connect_timeout(patience).connect_with_connector(connector).await
-            }
-        }
+    /// Why there was no answer. TLS looks like noise to who does not speak it.
+    fn unheard(&self, status: &tonic::Status) -> String {
+        let is_plain = self.at.trust.is_none() && matches!(self.at.address, Address::Tcp(_));
+        let hint = if is_plain { " (does it speak TLS? then --cluster-ca-certificate is needed)" } else { "" };
+        format!("{}{hint}", with_causes(status))
     }
 
     /// Proves that we know the token, to whoever has proved it to us.
@@ -301,6 +288,8 @@ struct Course<'a> {
 impl Course<'_> {
     fn follow(&mut self, epoch: u64, body: Told) -> Result<(), String> {
         let job = match body {
+            // A membership is of one group and loads once: whatever comes twice is one message.
+            Told::Load(_) if self.epoch != 0 => return Ok(()),
             Told::Load(load) => {
                 let order =
                     RankOrder::from_wire(epoch, load).map_err(|error| format!("the coordinator's order: {error}"))?;
@@ -385,3 +374,6 @@ async fn raise_when_interrupted(flag: watch::Sender<bool>) {
     }
     flag.send_replace(true);
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,6 +21,8 @@ pub struct Ready {
     pub ranks: Vec<(String, String)>,
     /// Transport and devices of the exchange; empty where one rank is alone.
     pub link: String,
+    /// Nodes that take no part although they should: while there are any, the first serves alone.
+    pub missing: usize,
 }
 
 /// Why a group was not formed.
@@ -59,7 +61,8 @@ impl Forming<'_> {
         let link = self.connect(&mut members, loaded.iter().map(|loaded| loaded.offer.clone()).collect()).await?;
         let names = members.iter().map(|member| member.host.name.clone());
         let ranks = names.zip(loaded).map(|(name, loaded)| (name, loaded.device)).collect();
-        Ok((GroupWorker::start(self.epoch, self.deadlines, members), Ready { epoch: self.epoch, ranks, link }))
+        let worker = GroupWorker::start(self.epoch, self.deadlines, members, order.capacity);
+        Ok((worker, Ready { epoch: self.epoch, ranks, link, missing: 0 }))
     }
 
     async fn load(&self, members: &mut [Member], all: &LoadOrder) -> Result<Vec<proto::Loaded>, GroupError> {

@@ -1,10 +1,12 @@
 //! A group of ranks as the one worker that the engine drives.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use tandem_step::{StepPlan, StepResult, Worker, WorkerError};
+use tandem_step::{Capacity, StepPlan, StepResult, Worker, WorkerError};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
@@ -23,11 +25,14 @@ const REPORTS_MAX: usize = 64;
 /// Sends every plan to every rank, and gives rank 0's result once all ranks have come to the same tokens.
 pub(crate) struct GroupWorker {
     epoch: u64,
+    capacity: Capacity,
     ranks: Vec<Seat>,
     reports: Receiver<(usize, Heard)>,
     awaited: VecDeque<Awaited>,
     /// Becomes true when the group is over: a rank is lost, or this is dropped.
     over: watch::Sender<bool>,
+    /// Raised when a better group could take its place.
+    relieved: Arc<AtomicBool>,
 }
 
 struct Seat {
@@ -46,7 +51,7 @@ struct Awaited {
 
 impl GroupWorker {
     /// Takes the members over; call it where tokio runs.
-    pub(crate) fn start(epoch: u64, deadlines: Deadlines, members: Vec<Member>) -> Self {
+    pub(crate) fn start(epoch: u64, deadlines: Deadlines, members: Vec<Member>, capacity: Capacity) -> Self {
         let (report, reports) = sync_channel(REPORTS_MAX);
         let over = watch::Sender::new(false);
         let mut ranks = Vec::with_capacity(members.len());
@@ -54,12 +59,17 @@ impl GroupWorker {
             ranks.push(Seat { name: member.name(), commands: member.commands.clone() });
             tokio::spawn(pump(rank, epoch, member, report.clone(), over.clone(), deadlines.drain));
         }
-        Self { epoch, ranks, reports, awaited: VecDeque::new(), over }
+        Self { epoch, capacity, ranks, reports, awaited: VecDeque::new(), over, relieved: Arc::default() }
     }
 
     /// Becomes true when the group is over.
     pub(crate) fn over(&self) -> watch::Receiver<bool> {
         self.over.subscribe()
+    }
+
+    /// To be raised when a better group could take its place.
+    pub(crate) fn relieved(&self) -> Arc<AtomicBool> {
+        self.relieved.clone()
     }
 
     fn take(&mut self, rank: usize, heard: Heard) -> Result<(), WorkerError> {
@@ -163,6 +173,14 @@ impl Worker for GroupWorker {
             }
         }
     }
+
+    fn is_to_be_replaced(&self) -> bool {
+        self.relieved.load(Ordering::Acquire)
+    }
+
+    fn capacity(&self) -> Option<Capacity> {
+        Some(self.capacity)
+    }
 }
 
 impl Drop for GroupWorker {
@@ -220,3 +238,6 @@ async fn goodbye(member: &mut Member) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

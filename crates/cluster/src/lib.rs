@@ -7,18 +7,25 @@
 //! Every wait here has a deadline from [`Deadlines`], and every queue a bound.
 
 mod address;
+mod assembly;
 mod attend;
 mod children;
 mod deadlines;
+mod dial;
 mod doorkeeper;
 mod group;
 mod group_worker;
+mod hitch;
 mod listening;
 mod member;
 mod order;
+mod plan;
+mod proving;
 mod rank;
+mod shift;
 mod supervisor;
 mod token;
+mod trust;
 mod wire;
 
 pub use address::{Address, AddressError};
@@ -26,10 +33,13 @@ pub use attend::{AttendError, JoinAt, attend};
 pub use children::{ChildCommand, Children, ChildrenError};
 pub use deadlines::Deadlines;
 pub use group::{GroupError, Ready};
+pub use listening::Acceptors;
 pub use order::{Experts, LoadOrder, ModelSource};
+pub use plan::{Decide, Local, Plan, Prove, Remote, Unproven};
 pub use rank::{HostFacts, Rank, RankLoaded, RankOrder};
-pub use supervisor::{Decide, Local, Plan, Remote, Supervisor, SupervisorError};
+pub use supervisor::{Supervisor, SupervisorError};
 pub use token::{Token, TokenError};
+pub use trust::{Trust, TrustError};
 pub use wire::WireError;
 
 /// Version of the protocol: raised when a message changes its meaning.

@@ -8,10 +8,11 @@ use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -39,7 +40,12 @@ pub(crate) struct Door {
     pub(crate) doorkeeper: Arc<Doorkeeper>,
     /// Whether it is the one for children of this process.
     pub(crate) is_local: bool,
+    /// With what connections are encrypted, if they are.
+    pub(crate) tls: Option<Acceptors>,
 }
+
+/// Gives what accepts the next TLS connection: certificates may be replaced in between.
+pub type Acceptors = Arc<dyn Fn() -> TlsAcceptor + Send + Sync>;
 
 impl Door {
     /// Lets workers of this machine in until dropped.
@@ -48,7 +54,11 @@ impl Door {
         let mut connections = JoinSet::new();
         loop {
             match listener.accept().await {
-                Ok((io, _)) => self.take(io, None, &strangers, &mut connections),
+                Ok((io, _)) => {
+                    if let Some(visit) = self.receive(None, &strangers, &mut connections) {
+                        connections.spawn(visit.serve(io));
+                    }
+                }
                 Err(_) => sleep(ACCEPT_PAUSE).await,
             }
         }
@@ -64,36 +74,30 @@ impl Door {
                     // Plans are small and urgent. Where this fails they are only slower.
                     let _ = io.set_nodelay(true);
                     let ours = io.local_addr().map_or(address.ip(), |ours| ours.ip());
-                    self.take(io, Some((address.ip(), ours)), &strangers, &mut connections);
+                    if let Some(visit) = self.receive(Some((address.ip(), ours)), &strangers, &mut connections) {
+                        connections.spawn(visit.serve_network(io));
+                    }
                 }
                 Err(_) => sleep(ACCEPT_PAUSE).await,
             }
         }
     }
 
-    /// `addresses`: the caller's and ours.
-    fn take<I>(
+    /// A connection, unless there are too many. `addresses`: the caller's and ours.
+    fn receive(
         &self,
-        io: I,
         addresses: Option<(IpAddr, IpAddr)>,
         strangers: &Arc<Semaphore>,
         connections: &mut JoinSet<()>,
-    ) where
-        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
+    ) -> Option<Visit> {
         let source = addresses.map_or("a process of this machine".into(), |(theirs, _)| theirs.to_string());
         while connections.try_join_next().is_some() {}
         let Ok(permit) = strangers.clone().try_acquire_owned() else {
-            return self.doorkeeper.refuse(&source, "too many connections have not joined yet");
+            self.doorkeeper.refuse(&source, "too many connections have not joined yet");
+            return None;
         };
-        let caller = Visit {
-            door: self.clone(),
-            source,
-            addresses,
-            has_joined: Arc::default(),
-            permit: Arc::new(Some(permit).into()),
-        };
-        connections.spawn(caller.serve(io));
+        let permit = Arc::new(Some(permit).into());
+        Some(Visit { door: self.clone(), source, addresses, has_joined: Arc::default(), permit })
     }
 }
 
@@ -109,6 +113,19 @@ struct Visit {
 }
 
 impl Visit {
+    /// Agrees on TLS first, where that is asked for.
+    async fn serve_network(self, io: TcpStream) {
+        let Some(acceptors) = &self.door.tls else { return self.serve(io).await };
+        match timeout(self.door.terms.deadlines.handshake, acceptors().accept(io)).await {
+            Ok(Ok(io)) => self.serve(io).await,
+            Ok(Err(error)) => self.door.doorkeeper.refuse(
+                &self.source,
+                format_args!("no TLS with it ({error}); a worker needs --cluster-ca-certificate"),
+            ),
+            Err(_) => self.door.doorkeeper.refuse(&self.source, "it did not join in time"),
+        }
+    }
+
     async fn serve<I>(self, io: I)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -133,7 +150,7 @@ impl Visit {
 
     /// From the first word to the last.
     async fn attend(self, mut reports_in: Streaming<Report>, commands: mpsc::Sender<Command>) {
-        let Door { terms, token, lobby, doorkeeper, is_local } = &self.door;
+        let Door { terms, token, lobby, doorkeeper, is_local, .. } = &self.door;
         let mut caller = Caller { terms, token, commands: &commands, reports: &mut reports_in };
         let host = match timeout(terms.deadlines.handshake, caller.handshake()).await {
             Ok(Ok(host)) => host,

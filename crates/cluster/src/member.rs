@@ -77,6 +77,33 @@ impl Member {
         }
     }
 
+    /// Sends it away for good.
+    pub(crate) fn refuse(self, reason: String) {
+        let body = Some(Say::Refused(proto::Refused { reason, retry: false }));
+        // If it is gone already there is nobody to tell.
+        let _ = self.commands.try_send(Command { epoch: 0, body });
+    }
+
+    /// Why it cannot be in a group with another; `None` if it can.
+    pub(crate) fn clash(&self, other: &Self) -> Option<String> {
+        let (mine, theirs) = (&self.host.device_id, &other.host.device_id);
+        if mine.is_empty() != theirs.is_empty() {
+            return Some(format!(
+                "it computes on {}, and {} on {}, which would not give the same: choose one kind for all with --device",
+                self.host.device,
+                other.name(),
+                other.host.device
+            ));
+        }
+        (!mine.is_empty() && mine == theirs).then(|| {
+            format!(
+                "its {} is the very GPU of {}, and two ranks cannot share one: give each its own with --gpu",
+                self.host.device,
+                other.name()
+            )
+        })
+    }
+
     /// The next report that is not progress.
     pub(crate) async fn hear(&mut self, deadline: Instant) -> Result<Report, String> {
         match timeout_at(deadline, self.reports.recv()).await {

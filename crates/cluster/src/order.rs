@@ -26,6 +26,8 @@ pub struct LoadOrder {
     pub capacity: Capacity,
     /// How activations travel, as on the command line.
     pub link: String,
+    /// Launch kernels one by one instead of as recorded steps.
+    pub eager: bool,
 }
 
 /// How experts are divided among ranks.

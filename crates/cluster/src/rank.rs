@@ -64,6 +64,8 @@ pub struct HostFacts {
     pub memory_bytes: u64,
     /// Why activations cannot travel by RDMA from there; empty where they can.
     pub rdma_trouble: String,
+    /// Which GPU of all machines it is; empty for a CPU.
+    pub device_id: String,
 }
 
 /// What the thread is asked to do.
@@ -173,6 +175,7 @@ impl RankOrder {
             capacity: Some(wire::capacity_to_wire(&all.capacity)),
             link: all.link.clone(),
             address: self.address.to_string(),
+            eager: all.eager,
         }
     }
 
@@ -189,6 +192,7 @@ impl RankOrder {
             kv: load.kv,
             capacity,
             link: load.link,
+            eager: load.eager,
         };
         Ok(Self { rank: load.rank as usize, world: load.world as usize, epoch, address, all })
     }
@@ -196,12 +200,12 @@ impl RankOrder {
 
 impl HostFacts {
     pub(crate) fn to_wire(&self) -> proto::HostFacts {
-        let Self { name, pid, device, memory_bytes, rdma_trouble } = self.clone();
-        proto::HostFacts { name, pid, device, memory_bytes, rdma_trouble }
+        let Self { name, pid, device, memory_bytes, rdma_trouble, device_id } = self.clone();
+        proto::HostFacts { name, pid, device, memory_bytes, rdma_trouble, device_id }
     }
 
     pub(crate) fn from_wire(facts: proto::HostFacts) -> Self {
-        let proto::HostFacts { name, pid, device, memory_bytes, rdma_trouble } = facts;
-        Self { name, pid, device, memory_bytes, rdma_trouble }
+        let proto::HostFacts { name, pid, device, memory_bytes, rdma_trouble, device_id } = facts;
+        Self { name, pid, device, memory_bytes, rdma_trouble, device_id }
     }
 }

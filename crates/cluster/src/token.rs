@@ -68,7 +68,11 @@ impl Token {
         match made {
             Ok(file) => {
                 let token = Self::random()?;
-                token.write(file).map_err(|source| failed("writing", path, source))?;
+                token.write(file).map_err(|source| {
+                    // What is left of it would be refused the next time, when there may be room again.
+                    let _ = std::fs::remove_file(path);
+                    failed("writing", path, source)
+                })?;
                 Ok(token)
             }
             Err(error) if error.kind() == ErrorKind::AlreadyExists => Self::read(path),

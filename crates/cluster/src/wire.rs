@@ -2,8 +2,8 @@
 //! (an unknown pool, lists of unequal length) is an error here, what a plan may not say is the worker's to refuse.
 
 use tandem_step::{
-    BlockAssignment, BlockCopy, Capacity, Constraint, Input, Pool, Row, RowResult, Sampling, Score, Start, StepPlan,
-    StepResult, StepTimings, TokenLogprobs,
+    BlockAssignment, BlockCopy, Capacity, Constraint, Input, Pool, Row, RowResult, Sampling, Score, Slice, Start,
+    StepPlan, StepResult, StepTimings, TokenLogprobs,
 };
 
 use crate::proto;
@@ -35,6 +35,7 @@ pub(crate) fn plan_to_wire(plan: &StepPlan) -> proto::StepPlan {
         starts: plan.starts.iter().map(start_to_wire).collect(),
         copies: plan.copies.iter().map(copy_to_wire).collect(),
         rows: plan.rows.iter().map(row_to_wire).collect(),
+        slice: plan.slice.as_ref().map(slice_to_wire),
     }
 }
 
@@ -47,6 +48,7 @@ pub(crate) fn plan_from_wire(epoch: u64, plan: proto::StepPlan) -> Result<StepPl
         starts: plan.starts.into_iter().map(start_from_wire).collect::<Result<_, _>>()?,
         copies: plan.copies.into_iter().map(copy_from_wire).collect::<Result<_, _>>()?,
         rows: plan.rows.into_iter().map(row_from_wire).collect::<Result<_, _>>()?,
+        slice: plan.slice.map(slice_from_wire).transpose()?,
     })
 }
 
@@ -57,6 +59,7 @@ pub(crate) fn result_to_wire(result: StepResult) -> proto::StepResult {
         rows: result.rows.into_iter().map(row_result_to_wire).collect(),
         forward_us: result.timings.forward_us,
         sample_us: result.timings.sample_us,
+        slice_us: result.timings.slice_us,
     }
 }
 
@@ -66,7 +69,7 @@ pub(crate) fn result_from_wire(epoch: u64, result: proto::StepResult) -> Result<
         epoch,
         step: result.step,
         rows: result.rows.into_iter().map(row_result_from_wire).collect::<Result<_, _>>()?,
-        timings: StepTimings { forward_us: result.forward_us, sample_us: result.sample_us },
+        timings: StepTimings { slice_us: result.slice_us, forward_us: result.forward_us, sample_us: result.sample_us },
     })
 }
 
@@ -80,6 +83,7 @@ pub(crate) fn capacity_to_wire(capacity: &Capacity) -> proto::Capacity {
         context: capacity.context,
         max_streams: capacity.max_streams,
         max_step_tokens: capacity.max_step_tokens,
+        layers: capacity.layers,
         vocab: capacity.vocab,
     }
 }
@@ -94,6 +98,7 @@ pub(crate) fn capacity_from_wire(capacity: &proto::Capacity) -> Capacity {
         context: capacity.context,
         max_streams: capacity.max_streams,
         max_step_tokens: capacity.max_step_tokens,
+        layers: capacity.layers,
         vocab: capacity.vocab,
     }
 }
@@ -212,6 +217,15 @@ fn row_from_wire(row: proto::Row) -> Result<Row, WireError> {
         sample: row.sample,
         score: row.score.map(score).transpose()?,
     })
+}
+
+fn slice_to_wire(slice: &Slice) -> proto::Slice {
+    proto::Slice { rows: slice.rows.iter().map(row_to_wire).collect(), layers: slice.layers }
+}
+
+fn slice_from_wire(slice: proto::Slice) -> Result<Slice, WireError> {
+    let rows = slice.rows.into_iter().map(row_from_wire).collect::<Result<_, _>>()?;
+    Ok(Slice { rows, layers: slice.layers })
 }
 
 fn row_result_to_wire(row: RowResult) -> proto::RowResult {

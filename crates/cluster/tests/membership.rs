@@ -7,16 +7,20 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rcgen::{CertifiedKey, generate_simple_self_signed};
+use rustls::ServerConfig;
+use rustls::pki_types::PrivateKeyDer;
 use tandem_cluster::{
-    Address, AttendError, Deadlines, Experts, HostFacts, JoinAt, LoadOrder, Local, ModelSource, Plan, Rank, RankLoaded,
-    RankOrder, Remote, Supervisor, SupervisorError, Token, attend,
+    Acceptors, Address, AttendError, Deadlines, Experts, HostFacts, JoinAt, LoadOrder, Local, ModelSource, Plan, Prove,
+    Rank, RankLoaded, RankOrder, Remote, Supervisor, SupervisorError, Token, Trust, Unproven, attend,
 };
 use tandem_step::{
     Capacity, Input, Row, RowResult, StepPlan, StepResult, StepTimings, Worker, WorkerError, WorkerSource,
 };
 use tempfile::TempDir;
+use tokio_rustls::TlsAcceptor;
 
 /// Ample for everything here, also on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -37,6 +41,7 @@ fn order() -> LoadOrder {
         kv: "f32".into(),
         capacity: Capacity { block_tokens: 16, vocab: 1000, ..Capacity::default() },
         link: "tcp".into(),
+        eager: true,
     }
 }
 
@@ -110,6 +115,10 @@ struct Meeting {
 
 impl Meeting {
     fn new() -> Self {
+        Self::with(None, Box::new(|_, _| Ok(())))
+    }
+
+    fn with(tls: Option<Acceptors>, prove: Prove) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let token_file = folder.path().join("token");
         let token = Token::open_or_create(&token_file).unwrap();
@@ -119,13 +128,16 @@ impl Meeting {
         let supervisor = Supervisor::start(Plan {
             build: BUILD.into(),
             deadlines: deadlines(),
+            degrade_after: None,
             local: Local { count: 0, listener: control, token: Token::random().unwrap(), command },
-            remote: Some(Remote { count: 2, listener, token }),
+            remote: Some(Remote { count: 2, listener, token, tls }),
             order: Box::new(|hosts| {
                 assert_eq!(hosts.iter().map(|host| host.memory_bytes).collect::<Vec<_>>(), [1 << 40; 2]);
                 Ok(order())
             }),
             progress: Box::new(|rank, read, total| assert!(rank < 2 && read < 100 && total == 100)),
+            prove,
+            formed: Box::new(|ready| assert_eq!((ready.ranks.len(), ready.missing), (2, 0))),
         });
         let supervisor = supervisor.unwrap();
         let address = supervisor.address().unwrap();
@@ -136,6 +148,7 @@ impl Meeting {
         JoinAt {
             address: Address::Tcp(self.address.to_string()),
             token: Token::read(&self.token_file).unwrap(),
+            trust: None,
             build: BUILD.into(),
             host: HostFacts { name: "here".into(), memory_bytes: 1 << 40, ..HostFacts::default() },
             deadlines: deadlines(),
@@ -266,6 +279,112 @@ fn who_does_not_belong_is_told_so_and_disturbs_nobody() {
     assert_eq!(sent_away.iter().filter(|end| crowded(end)).count(), 1, "{sent_away:?}");
 }
 
+fn host(device_id: &str) -> HostFacts {
+    let device = if device_id.is_empty() { "CPU, 2 threads" } else { "GPU 0" };
+    HostFacts {
+        name: "here".into(),
+        memory_bytes: 1 << 40,
+        device: device.into(),
+        device_id: device_id.into(),
+        ..HostFacts::default()
+    }
+}
+
+#[test]
+fn two_ranks_on_one_gpu_are_refused() {
+    for (second, named) in [("a", "two ranks cannot share one"), ("", "would not give the same")] {
+        let mut meeting = Meeting::new();
+        let join = |device_id| JoinAt { host: host(device_id), ..meeting.join_at() };
+        let workers = [meeting.worker_at(join("a"), Fault::None), meeting.worker_at(join(second), Fault::None)];
+        // Whoever came first stays.
+        let deadline = Instant::now() + PATIENCE;
+        while workers.iter().all(|worker| !worker.is_finished()) {
+            assert!(Instant::now() < deadline, "nobody is refused");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let (mut gone, stays): (Vec<_>, Vec<_>) = workers.into_iter().partition(JoinHandle::is_finished);
+        assert_eq!((gone.len(), stays.len()), (1, 1));
+        let error = gone.remove(0).join().unwrap().unwrap_err();
+        assert!(matches!(&error, AttendError::Refused { reason, .. } if reason.contains(named)), "{error}");
+        if !second.is_empty() {
+            drop(meeting.worker_at(join("b"), Fault::None));
+            meeting.next();
+        }
+    }
+}
+
+#[test]
+fn a_group_proves_itself_before_it_is_handed_out() {
+    let proves: Prove = Box::new(|group, got| {
+        assert_eq!(got, &order());
+        group.submit(plan(0)).unwrap();
+        assert_eq!(group.next(PATIENCE).unwrap().rows[0].token, Some(0));
+        Ok(())
+    });
+    let mut group = Meeting::with(None, proves);
+    let mut proved = group.group(Fault::None);
+    proved.submit(plan(0)).unwrap();
+    assert_eq!(proved.next(PATIENCE).unwrap().step, 0);
+
+    let wrong: Prove = Box::new(|_, _| Err(Unproven::Wrong("it talks nonsense".into())));
+    let mut meeting = Meeting::with(None, wrong);
+    drop((meeting.worker(Fault::None), meeting.worker(Fault::None)));
+    let error = meeting.supervisor.first().err().expect("nobody is served by it");
+    assert!(matches!(&error, SupervisorError::First(reason) if reason == "it talks nonsense"), "{error}");
+
+    // A rank that is lost meanwhile proves nothing either way: the next group may.
+    let mut tries = 0;
+    let lost: Prove = Box::new(move |_, _| {
+        tries += 1;
+        if tries == 1 { Err(Unproven::Lost("rank 1 was lost".into())) } else { Ok(()) }
+    });
+    let mut meeting = Meeting::with(None, lost);
+    let first = [meeting.worker(Fault::None), meeting.worker(Fault::None)];
+    // They are let go, and would dial again.
+    for worker in first {
+        drop(worker.join().unwrap());
+    }
+    meeting.group(Fault::None);
+}
+
+/// A certificate for a name, in a file, and what serves with it.
+fn certificate(folder: &TempDir, name: &str) -> (PathBuf, Acceptors) {
+    let CertifiedKey { cert, signing_key } = generate_simple_self_signed([name.to_owned()]).unwrap();
+    let file = folder.path().join(format!("{name}.pem"));
+    std::fs::write(&file, cert.pem()).unwrap();
+    let key = PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let mut config = config.with_no_client_auth().with_single_cert(vec![cert.der().clone()], key).unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    (file, Arc::new(move || acceptor.clone()))
+}
+
+#[test]
+fn over_tls_only_those_meet_who_trust_the_coordinator() {
+    let folder = tempfile::tempdir().unwrap();
+    let (ours, acceptors) = certificate(&folder, "127.0.0.1");
+    let (others, _) = certificate(&folder, "127.0.0.2");
+    let mut meeting = Meeting::with(Some(acceptors), Box::new(|_, _| Ok(())));
+    let trusting = |file: &PathBuf| JoinAt { trust: Some(Trust::open(file).unwrap()), ..meeting.join_at() };
+    let end = |at| meeting.worker_at(at, Fault::None).join().unwrap().unwrap_err();
+    let stranger = end(trusting(&others));
+    assert!(matches!(&stranger, AttendError::Lost { reason, .. } if reason.contains("certificate")), "{stranger}");
+    let plain = end(meeting.join_at());
+    assert!(matches!(&plain, AttendError::Lost { reason, .. } if reason.contains("does it speak TLS?")), "{plain}");
+    let at = trusting(&ours);
+    drop((meeting.worker_at(at.clone(), Fault::None), meeting.worker_at(at.clone(), Fault::None)));
+    let mut group = meeting.next();
+    group.submit(plan(0)).unwrap();
+    assert_eq!(group.next(PATIENCE).unwrap().step, 0);
+    // Who wants TLS does not talk to somebody without it.
+    let plain = Meeting::new();
+    let at = JoinAt { trust: at.trust, ..plain.join_at() };
+    let error = plain.worker_at(at, Fault::None).join().unwrap().unwrap_err();
+    assert!(matches!(error, AttendError::Lost { .. }), "{error}");
+}
+
 #[test]
 fn children_that_end_at_once_are_an_error_with_their_last_words() {
     let folder = tempfile::tempdir().unwrap();
@@ -280,8 +399,11 @@ fn children_that_end_at_once_are_an_error_with_their_last_words() {
         deadlines: deadlines(),
         local: Local { count: 1, listener, token: Token::random().unwrap(), command },
         remote: None,
+        degrade_after: None,
         order: Box::new(|_| Ok(order())),
         progress: Box::new(|_, _, _| {}),
+        prove: Box::new(|_, _| Ok(())),
+        formed: Box::new(|_| ()),
     })
     .unwrap();
     let error = supervisor.first().err().expect("no group");

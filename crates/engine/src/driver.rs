@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tandem_step::{Worker, WorkerSource};
 
 use crate::engine::{Command, Condition, Shared};
-use crate::{FinishReason, Finished, RequestId, RequestTimings, Scheduler, Update, UpdateSink, Usage};
+use crate::{EngineSettings, FinishReason, Finished, RequestId, RequestTimings, Scheduler, Update, UpdateSink, Usage};
 
 /// How often the wish to stop is looked for while the next worker is waited for.
 const RECOVERY_INTERVAL: Duration = Duration::from_millis(100);
@@ -23,6 +23,7 @@ pub(crate) struct Driver {
     scheduler: Scheduler,
     sinks: HashMap<RequestId, UpdateSink>,
     step_timeout: Duration,
+    handover_timeout: Duration,
 }
 
 /// Whether to go on.
@@ -31,15 +32,23 @@ enum Flow {
     Stop,
 }
 
+/// How serving with one worker ended in order.
+enum End {
+    Stopped,
+    /// It is to be replaced, and none of its steps is under way.
+    Relieved,
+}
+
 impl Driver {
     pub(crate) fn new(
         shared: Arc<Shared>,
         worker: Box<dyn Worker>,
         source: Option<Box<dyn WorkerSource>>,
         scheduler: Scheduler,
-        step_timeout: Duration,
+        settings: &EngineSettings,
     ) -> Self {
-        Self { shared, worker: Some(worker), source, scheduler, sinks: HashMap::new(), step_timeout }
+        let (step_timeout, handover_timeout) = (settings.step_timeout, settings.handover_timeout);
+        Self { shared, worker: Some(worker), source, scheduler, sinks: HashMap::new(), step_timeout, handover_timeout }
     }
 
     /// Serves until told to stop or the last worker is lost; then every open request is told, and no other accepted.
@@ -65,14 +74,55 @@ impl Driver {
     /// Serves with one worker after another.
     fn serve_with_each(&mut self) -> Result<(), String> {
         loop {
-            let Err(lost) = self.serve() else { return Ok(()) };
-            if !self.begin_recovery(&lost) {
-                return Err(lost);
-            }
-            if !self.await_worker()? {
+            let goes_on = match self.serve() {
+                Ok(End::Stopped) => return Ok(()),
+                Ok(End::Relieved) => self.hand_over()?,
+                Err(lost) if self.begin_recovery(&lost) => self.await_worker()?,
+                Err(lost) => return Err(lost),
+            };
+            if !goes_on {
                 return Ok(());
             }
         }
+    }
+
+    /// Lets the worker go and waits for its successor, to whom the open requests go over; false if the engine is to stop
+    /// instead. If that takes too long they fail, as if the worker had been lost.
+    fn hand_over(&mut self) -> Result<bool, String> {
+        tracing::info!(open = self.scheduler.open(), "the worker is replaced: open requests wait for the next");
+        self.scheduler.hand_over();
+        self.worker = None;
+        let deadline = Instant::now() + self.handover_timeout;
+        while Instant::now() < deadline {
+            if let Flow::Stop = self.take_commands() {
+                return Ok(false);
+            }
+            let Some(source) = &mut self.source else { break };
+            if let Some(next) = source.next(RECOVERY_INTERVAL).map_err(|error| error.to_string())? {
+                self.take_on(next)?;
+                return Ok(true);
+            }
+        }
+        let waited = format!("the next worker was not there within {:?}", self.handover_timeout);
+        if self.begin_recovery(&waited) { self.await_worker() } else { Err(waited) }
+    }
+
+    /// Goes on with a worker that is ready.
+    fn take_on(&mut self, worker: Box<dyn Worker>) -> Result<(), String> {
+        let capacity = worker.capacity();
+        if let Some(capacity) = capacity {
+            self.scheduler.adopt(capacity).map_err(|error| error.to_string())?;
+        }
+        self.worker = Some(worker);
+        let mut state = self.shared.lock();
+        state.capacity = capacity.unwrap_or(state.capacity);
+        // It may have been told to stop meanwhile.
+        if matches!(state.condition, Condition::Recovering { .. }) {
+            state.condition = Condition::Running;
+        }
+        drop(state);
+        tracing::info!("requests are served again");
+        Ok(())
     }
 
     /// Fails what is open; false if there is to be no other worker.
@@ -92,28 +142,28 @@ impl Driver {
         loop {
             let Some(source) = &mut self.source else { return Ok(false) };
             let next = source.next(RECOVERY_INTERVAL).map_err(|error| error.to_string())?;
-            let mut state = self.shared.lock();
-            if !matches!(state.condition, Condition::Recovering { .. }) {
+            if !matches!(self.shared.lock().condition, Condition::Recovering { .. }) {
                 return Ok(false);
             }
-            if next.is_some() {
-                state.condition = Condition::Running;
-                drop(state);
-                self.worker = next;
-                tracing::info!("requests are served again");
+            if let Some(next) = next {
+                self.take_on(next)?;
                 return Ok(true);
             }
         }
     }
 
-    fn serve(&mut self) -> Result<(), String> {
+    fn serve(&mut self) -> Result<End, String> {
         loop {
-            let Flow::Serve { until } = self.take_commands() else { return Ok(()) };
+            let Flow::Serve { until } = self.take_commands() else { return Ok(End::Stopped) };
             if self.scheduler.steps_in_flight() == 0 {
                 self.worker()?.check().map_err(|error| error.to_string())?;
             }
-            while let Some(plan) = self.scheduler.next_plan(Instant::now()) {
-                self.worker()?.submit(plan).map_err(|error| error.to_string())?;
+            if !self.is_relieved()? {
+                while let Some(plan) = self.scheduler.next_plan(Instant::now()) {
+                    self.worker()?.submit(plan).map_err(|error| error.to_string())?;
+                }
+            } else if self.scheduler.steps_in_flight() == 0 {
+                return Ok(End::Relieved);
             }
             self.deliver();
             if self.scheduler.steps_in_flight() > 0 {
@@ -176,6 +226,11 @@ impl Driver {
                 }
             }
         }
+    }
+
+    /// Whether the worker is to be replaced; where nobody could replace it, it never is.
+    fn is_relieved(&mut self) -> Result<bool, String> {
+        Ok(self.source.is_some() && self.worker()?.is_to_be_replaced())
     }
 
     fn worker(&mut self) -> Result<&mut dyn Worker, String> {

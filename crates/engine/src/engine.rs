@@ -19,7 +19,6 @@ pub struct Engine {
 
 struct Handle {
     shared: Arc<Shared>,
-    capacity: Capacity,
     settings: EngineSettings,
 }
 
@@ -34,6 +33,8 @@ pub(crate) struct Shared {
 
 pub(crate) struct State {
     pub(crate) condition: Condition,
+    /// Of the worker at hand.
+    pub(crate) capacity: Capacity,
     pub(crate) commands: VecDeque<Command>,
     /// Submissions among `commands`.
     pub(crate) submitted: usize,
@@ -80,22 +81,22 @@ impl Engine {
         settings: EngineSettings,
     ) -> Result<Self, StartError> {
         let scheduler = Scheduler::new(capacity, settings.clone())?;
-        let shared = Arc::new(Shared::new());
-        let driver = Driver::new(shared.clone(), worker, source, scheduler, settings.step_timeout);
+        let shared = Arc::new(Shared::new(capacity));
+        let driver = Driver::new(shared.clone(), worker, source, scheduler, &settings);
         let thread = std::thread::Builder::new().name("engine".to_owned());
         thread.spawn(move || driver.run()).map_err(StartError::Thread)?;
-        Ok(Self { handle: Arc::new(Handle { shared, capacity, settings }) })
+        Ok(Self { handle: Arc::new(Handle { shared, settings }) })
     }
 
     /// Queues a request; what becomes of it goes to `sink`, ending with exactly one `Finished`. Does not block.
     pub fn submit(&self, request: Request, sink: UpdateSink) -> Result<RequestId, SubmitError> {
-        request.check(&self.handle.capacity)?;
         let mut state = self.handle.shared.lock();
+        request.check(&state.capacity)?;
         if let Some(reason) = state.condition.trouble() {
             return Err(SubmitError::NotRunning(reason));
         }
         let waiting = state.stats.waiting + state.submitted;
-        let free_slots = (self.handle.capacity.max_streams as usize).saturating_sub(state.stats.running);
+        let free_slots = (state.capacity.max_streams as usize).saturating_sub(state.stats.running);
         if waiting >= self.handle.settings.max_queue + free_slots {
             return Err(SubmitError::QueueFull { waiting });
         }
@@ -122,9 +123,9 @@ impl Engine {
         EngineStats { waiting: state.stats.waiting + state.submitted, ..state.stats }
     }
 
-    /// The capacity it was started with.
-    pub fn capacity(&self) -> &Capacity {
-        &self.handle.capacity
+    /// What the worker offers. Where one is replaced by another the pools may change in size, and nothing else.
+    pub fn capacity(&self) -> Capacity {
+        self.handle.shared.lock().capacity
     }
 
     /// Whether it accepts requests (unless its queue is full).
@@ -172,9 +173,10 @@ impl Drop for Handle {
 }
 
 impl Shared {
-    fn new() -> Self {
+    fn new(capacity: Capacity) -> Self {
         let state = State {
             condition: Condition::Running,
+            capacity,
             commands: VecDeque::new(),
             submitted: 0,
             stats: EngineStats::default(),

@@ -11,6 +11,8 @@ mod admission;
 mod cache;
 mod driver;
 mod engine;
+mod pace;
+mod pass;
 mod planning;
 mod pool;
 mod publish;

@@ -11,32 +11,78 @@ use crate::{RequestId, Scheduler, Update};
 
 /// A row to be: so many tokens of a request.
 pub(crate) struct Work {
-    id: RequestId,
-    tokens: u32,
+    pub(crate) id: RequestId,
+    pub(crate) tokens: u32,
+}
+
+/// What a step is to do.
+#[derive(Default)]
+pub(crate) struct Gathered {
+    rows: Vec<Work>,
+    /// Rows of a pass that begins.
+    begun: Vec<Work>,
+    /// Layers to run of the pass that begins or is under way.
+    layers: u32,
+}
+
+impl Gathered {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rows.is_empty() && self.layers == 0
+    }
 }
 
 enum Secured {
     /// The blocks are there.
     Yes,
-    /// Steps in flight hold blocks; what their results free must be waited for before anybody is preempted.
+    /// Steps in flight, or a pass under way, hold blocks: their end must come before anybody is preempted.
     AfterResults,
     /// The request itself was the youngest, and was preempted.
     Preempted,
 }
 
 impl Scheduler {
-    /// Chooses the rows of the next step and makes sure of their blocks. `None`: only after the results in flight.
-    pub(crate) fn gather(&mut self) -> Option<Vec<Work>> {
-        let mut work = Vec::new();
-        let decoding: Vec<_> = self.running.iter().copied().filter(|id| self.ledger[id].is_decoding()).collect();
-        self.secure_all(decoding.into_iter().map(|id| Work { id, tokens: 1 }), &mut work)?;
+    /// Chooses what the next step does and makes sure of the blocks. `None`: only after the results in flight.
+    pub(crate) fn gather(&mut self) -> Option<Gathered> {
+        if self.pass.is_some() { self.gather_beside_pass() } else { self.gather_rows() }
+    }
+
+    /// Decodes, and chunks of prompts: together with them, or as a pass that begins.
+    fn gather_rows(&mut self) -> Option<Gathered> {
+        let mut rows = self.secure_all(self.decodes())?;
         self.admit();
-        let room = self.capacity.max_step_tokens - work.len() as u32;
+        let room = self.capacity.max_step_tokens - rows.len() as u32;
         let chunks = self.share_out(room.min(self.settings.prefill_chunk));
-        self.secure_all(chunks.into_iter(), &mut work)?;
+        let layers = self.first_slice(&chunks).filter(|_| !rows.is_empty());
+        if layers.is_some() && !self.are_settled(&chunks) {
+            return Some(Gathered { rows, ..Gathered::default() });
+        }
+        let mut chunks = self.secure_all(chunks)?;
         // An older prompt may have preempted a younger decode.
-        work.retain(|work| self.running.contains(&work.id));
-        Some(work)
+        rows.retain(|work| self.running.contains(&work.id));
+        chunks.retain(|work| self.running.contains(&work.id));
+        match layers.filter(|_| !rows.is_empty() && !chunks.is_empty()) {
+            Some(layers) => Some(Gathered { rows, begun: chunks, layers }),
+            None => {
+                rows.append(&mut chunks);
+                Some(Gathered { rows, ..Gathered::default() })
+            }
+        }
+    }
+
+    /// Decodes, and the next layers of the pass that is under way: all of them if there are no decodes, or no blocks for them.
+    fn gather_beside_pass(&mut self) -> Option<Gathered> {
+        let rows = match self.secure_all(self.decodes()) {
+            Some(rows) => rows,
+            None if self.in_flight.is_empty() => Vec::new(),
+            None => return None,
+        };
+        let layers = self.next_slice(!rows.is_empty());
+        Some(Gathered { rows, begun: Vec::new(), layers })
+    }
+
+    fn decodes(&self) -> Vec<Work> {
+        let decoding = self.running.iter().filter(|id| self.ledger[id].is_decoding() && !self.is_in_pass(**id));
+        decoding.map(|id| Work { id: *id, tokens: 1 }).collect()
     }
 
     /// Divides prompt tokens among the oldest prefills: equal shares, and what short ones leave goes to the others.
@@ -57,15 +103,16 @@ impl Scheduler {
         shares
     }
 
-    fn secure_all(&mut self, wanted: impl Iterator<Item = Work>, work: &mut Vec<Work>) -> Option<()> {
+    fn secure_all(&mut self, wanted: Vec<Work>) -> Option<Vec<Work>> {
+        let mut secured = Vec::with_capacity(wanted.len());
         for row in wanted {
             match self.secure(&row) {
-                Secured::Yes => work.push(row),
+                Secured::Yes => secured.push(row),
                 Secured::AfterResults => return None,
                 Secured::Preempted => {}
             }
         }
-        Some(())
+        Some(secured)
     }
 
     /// Gives a running request the blocks for its next tokens, at the cost of cached blocks and of younger requests.
@@ -77,7 +124,7 @@ impl Scheduler {
             if self.assign_blocks(row) {
                 return Secured::Yes;
             }
-            if !self.in_flight.is_empty() {
+            if !self.in_flight.is_empty() || self.pass.is_some() {
                 return Secured::AfterResults;
             }
             if let Some(&youngest) = self.running.last() {
@@ -108,19 +155,28 @@ impl Scheduler {
         true
     }
 
-    /// Turns secured rows into a plan.
-    pub(crate) fn emit(&mut self, work: &[Work], now: Instant) -> StepPlan {
+    /// Turns secured rows and layers into a plan.
+    pub(crate) fn emit(&mut self, work: Gathered, now: Instant) -> StepPlan {
         let step = self.next_step;
         self.next_step += 1;
         self.store.step_issued(step);
         let ends = std::mem::take(&mut self.ends);
         let mut plan = StepPlan { epoch: self.epoch, step, ends, ..StepPlan::default() };
-        let rows = work.iter().filter_map(|work| self.emit_row(work, &mut plan, now)).collect();
-        self.in_flight.push_back(StepInFlight { step, rows });
+        let (rows, mut in_flight) = self.emit_rows(&work.rows, &mut plan, now);
+        plan.rows = rows;
+        let begun = self.emit_rows(&work.begun, &mut plan, now);
+        let slice = (work.layers > 0).then(|| self.emit_slice(begun, work.layers, &mut in_flight)).flatten();
+        let (planned, slice) = slice.unzip();
+        plan.slice = planned;
+        self.in_flight.push_back(StepInFlight { step, rows: in_flight, slice });
         plan
     }
 
-    fn emit_row(&mut self, work: &Work, plan: &mut StepPlan, now: Instant) -> Option<RowInFlight> {
+    fn emit_rows(&mut self, work: &[Work], plan: &mut StepPlan, now: Instant) -> (Vec<Row>, Vec<RowInFlight>) {
+        work.iter().filter_map(|work| self.emit_row(work, plan, now)).unzip()
+    }
+
+    fn emit_row(&mut self, work: &Work, plan: &mut StepPlan, now: Instant) -> Option<(Row, RowInFlight)> {
         let is_prefill = self.ledger[&work.id].is_prefilling();
         self.announce(work.id, plan, now);
         let record = self.ledger.get_mut(&work.id)?;
@@ -137,8 +193,7 @@ impl Scheduler {
             targets: row.score.as_ref().map_or(0, |score| score.targets.len()),
             is_prefill,
         };
-        plan.rows.push(row);
-        Some(in_flight)
+        Some((row, in_flight))
     }
 
     /// Tells the worker of a request that takes a slot, and the request that it runs.

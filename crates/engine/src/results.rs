@@ -51,6 +51,7 @@ impl Scheduler {
         let Some(step) = self.in_flight.pop_front() else { return Ok(()) };
         self.store.step_returned(step.step);
         self.totals.steps += 1;
+        self.measure(&step, result.timings);
         for (row, given) in step.rows.iter().zip(result.rows) {
             self.apply_row(row, given, now);
         }

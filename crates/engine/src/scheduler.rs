@@ -3,6 +3,8 @@ use std::time::Instant;
 
 use tandem_step::{Capacity, StepPlan};
 
+use crate::pace::Pace;
+use crate::pass::Pass;
 use crate::publish::Keep;
 use crate::record::Record;
 use crate::store::BlockStore;
@@ -14,6 +16,9 @@ use crate::{EngineSettings, EngineStats, FinishReason, Request, RequestId, Start
 /// [`apply`](Self::apply) the results in order; collect [`updates`](Self::take_updates) after every call.
 ///
 /// - Every running decode is in every step; what is left of a step goes to prompts, in chunks.
+/// - Chunks that would keep decodes waiting for longer than [`EngineSettings::prefill_slice`] are run in slices: a pass
+///   through some layers in each step, beside the decodes. One such pass is under way at a time, and its requests wait for
+///   its end. If blocks run out meanwhile, the rest of it is run at once, before anybody is preempted.
 /// - Requests start in the order they came. When blocks run out, cached ones are evicted, least recently used first;
 ///   then, once no step is in flight, the youngest running request is preempted: it goes back to the queue and later
 ///   recomputes. The oldest is never preempted for another, and alone it always fits, so there is always progress.
@@ -34,6 +39,9 @@ pub struct Scheduler {
     pub(crate) store: BlockStore,
     /// Steps planned and not applied yet, oldest first.
     pub(crate) in_flight: VecDeque<StepInFlight>,
+    /// The pass of prompt chunks that is under way in slices.
+    pub(crate) pass: Option<Pass>,
+    pub(crate) pace: Pace,
     pub(crate) epoch: u64,
     pub(crate) next_step: u64,
     pub(crate) updates: Vec<(RequestId, Update)>,
@@ -43,7 +51,16 @@ pub struct Scheduler {
 /// A step that the worker has been given.
 pub(crate) struct StepInFlight {
     pub(crate) step: u64,
+    /// Its own rows, then those of the pass that ends with it.
     pub(crate) rows: Vec<RowInFlight>,
+    pub(crate) slice: Option<SliceInFlight>,
+}
+
+/// What a step runs of a pass.
+pub(crate) struct SliceInFlight {
+    /// Tokens of the pass.
+    pub(crate) tokens: u32,
+    pub(crate) layers: u32,
 }
 
 /// What a planned row was for.
@@ -82,6 +99,8 @@ impl Scheduler {
             ends: Vec::new(),
             store: BlockStore::new(&capacity),
             in_flight: VecDeque::new(),
+            pass: None,
+            pace: Pace::default(),
             epoch: 0,
             next_step: 0,
             updates: Vec::new(),
@@ -120,7 +139,7 @@ impl Scheduler {
             return None;
         }
         let work = self.gather()?;
-        if work.is_empty() { None } else { Some(self.emit(&work, now)) }
+        if work.is_empty() { None } else { Some(self.emit(work, now)) }
     }
 
     /// Takes what is to be told to the requests, in order.
@@ -137,10 +156,44 @@ impl Scheduler {
         }
         self.waiting.clear();
         self.running.clear();
+        self.in_flight.clear();
+        self.begin_epoch();
+    }
+
+    /// Takes every running request off its slot, to be recomputed by the next worker, and forgets what this one holds. Plans
+    /// made from now on are of the next epoch. Nothing may be in flight, but a pass may be between two slices: it is dropped.
+    pub fn hand_over(&mut self) {
+        debug_assert!(self.in_flight.is_empty());
+        for id in std::mem::take(&mut self.running) {
+            if let Some(record) = self.ledger.get_mut(&id) {
+                record.run = None;
+            }
+            self.waiting.insert(id);
+        }
+        self.begin_epoch();
+    }
+
+    /// Goes on with pools of other sizes, before the first plan of an epoch. Whatever else clients were promised stays: a
+    /// capacity that differs in more is refused, and so is one with which a request could not run to its end.
+    pub fn adopt(&mut self, capacity: Capacity) -> Result<(), StartError> {
+        debug_assert!(self.running.is_empty() && self.in_flight.is_empty());
+        let Capacity { full_blocks, sliding_blocks, .. } = capacity;
+        let expected = Capacity { full_blocks, sliding_blocks, ..self.capacity };
+        if capacity != expected {
+            return Err(StartError::OtherCapacity { expected, offered: capacity });
+        }
+        self.settings.check(&capacity)?;
+        self.capacity = capacity;
+        self.store = BlockStore::new(&self.capacity);
+        Ok(())
+    }
+
+    /// All slots and blocks are free, and steps are counted anew.
+    fn begin_epoch(&mut self) {
         self.free_slots = (0..self.capacity.max_streams).rev().collect();
         self.ends.clear();
         self.store = BlockStore::new(&self.capacity);
-        self.in_flight.clear();
+        self.pass = None;
         self.epoch += 1;
         self.next_step = 0;
     }
@@ -193,13 +246,13 @@ impl Scheduler {
 
     /// Takes a running request off its slot, to be recomputed later. Nothing may be in flight.
     pub(crate) fn preempt(&mut self, id: RequestId) {
-        debug_assert!(self.in_flight.is_empty());
+        debug_assert!(self.in_flight.is_empty() && self.pass.is_none());
         self.leave_slot(id);
         self.waiting.insert(id);
         self.totals.preemptions += 1;
     }
 
-    /// Gives a running request's blocks to the cache or back, and frees its slot.
+    /// Gives a running request's blocks to the cache or back, and frees its slot, unless a pass needs them yet.
     fn leave_slot(&mut self, id: RequestId) {
         if !self.running.remove(&id) {
             return;
@@ -209,11 +262,8 @@ impl Scheduler {
         if record.run.as_ref().is_some_and(|run| run.announced) {
             self.store.publish(record, block_tokens, window, Keep::UntilEvicted);
         }
-        let Some(run) = record.run.take() else { return };
-        self.store.release_run(&run);
-        self.free_slots.push(run.slot);
-        if run.announced {
-            self.ends.push(run.slot);
+        if let Some(run) = record.run.take() {
+            self.end_stay(id, run);
         }
     }
 
@@ -232,6 +282,10 @@ impl Scheduler {
             taken[run.slot as usize] += 1;
             run.count_holds(&mut full, &mut sliding);
             self.store.audit_path(run).map_err(|error| format!("{id:?}: {error}"))?;
+        }
+        for run in self.pass.iter().flat_map(Pass::left) {
+            taken[run.slot as usize] += 1;
+            run.count_holds(&mut full, &mut sliding);
         }
         if self.waiting.len() + self.running.len() != self.ledger.len() || taken.iter().any(|count| *count != 1) {
             return Err("a slot or a place in the queue leaked".to_owned());

@@ -9,23 +9,31 @@ pub struct EngineSettings {
     pub max_queue: usize,
     /// Most prompt tokens per step, over all requests; the rest of a step is for running decodes.
     pub prefill_chunk: u32,
+    /// How long prompt tokens may keep running decodes from their next token; a chunk that would take longer is run in slices
+    /// of as many layers as fit, at least one. `None`: chunks are run whole.
+    pub prefill_slice: Option<Duration>,
     /// Steps that may be under way at once, 1 or 2. At 2 the next step is planned before the last one's tokens are known.
     pub pipeline_depth: u32,
     /// How long a step may take before the worker counts as lost.
     pub step_timeout: Duration,
     /// A request that waited this long without having started fails; `None` lets it wait.
     pub queue_timeout: Option<Duration>,
+    /// How long open requests wait while one worker is replaced by another in order; then they fail.
+    pub handover_timeout: Duration,
 }
 
 impl Default for EngineSettings {
-    /// 256 waiting, chunks of 512 tokens, two steps under way, a minute per step, no limit on waiting.
+    /// 256 waiting, chunks of 512 tokens in slices of 50 ms, two steps under way, a minute per step, no limit on waiting, two
+    /// minutes for a handover.
     fn default() -> Self {
         Self {
             max_queue: 256,
             prefill_chunk: 512,
+            prefill_slice: Some(Duration::from_millis(50)),
             pipeline_depth: 2,
             step_timeout: Duration::from_secs(60),
             queue_timeout: None,
+            handover_timeout: Duration::from_secs(120),
         }
     }
 }
@@ -61,6 +69,14 @@ pub enum StartError {
         needed: u32,
         /// Positions a request may occupy.
         context: u32,
+    },
+    /// Another worker's capacity differs in more than the sizes of its pools.
+    #[error("the next worker offers {offered:?}, and {expected:?} was promised")]
+    OtherCapacity {
+        /// What it would have to be, with its own pools.
+        expected: Capacity,
+        /// What it is.
+        offered: Capacity,
     },
     /// The operating system gave no thread.
     #[error("starting the engine's thread: {0}")]
@@ -127,6 +143,7 @@ fn check_nonzero(settings: &EngineSettings, capacity: &Capacity) -> Result<(), S
         ("the sliding window", capacity.window.into()),
         ("the number of streams", capacity.max_streams.into()),
         ("the tokens per step", capacity.max_step_tokens.into()),
+        ("the number of layers", capacity.layers.into()),
         ("the vocabulary", capacity.vocab.into()),
     ];
     match numbers.iter().find(|(_, value)| *value == 0) {

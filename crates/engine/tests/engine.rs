@@ -2,12 +2,14 @@
 
 mod simulation;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use simulation::{HashWorker, Random, expected, request, roomy, settings};
 use tandem_engine::{Engine, EngineSettings, FinishReason, Finished, Request, SubmitError, Update, UpdateSink};
-use tandem_step::{StepPlan, StepResult, Worker, WorkerError, WorkerSource};
+use tandem_step::{Capacity, StepPlan, StepResult, Worker, WorkerError, WorkerSource};
 
 /// Ample for everything here, also on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -17,6 +19,9 @@ struct Threaded {
     plans: Sender<StepPlan>,
     results: Receiver<StepResult>,
     next_step: u64,
+    capacity: Capacity,
+    /// Raised when another is to take its place.
+    relieved: Arc<AtomicBool>,
 }
 
 impl Threaded {
@@ -25,11 +30,19 @@ impl Threaded {
         Self::start_epoch(0, before)
     }
 
-    fn start_epoch(epoch: u64, mut before: impl FnMut(&StepPlan) -> bool + Send + 'static) -> Box<Self> {
+    fn start_epoch(epoch: u64, before: impl FnMut(&StepPlan) -> bool + Send + 'static) -> Box<Self> {
+        Self::start_with(epoch, roomy(), before)
+    }
+
+    fn start_with(
+        epoch: u64,
+        capacity: Capacity,
+        mut before: impl FnMut(&StepPlan) -> bool + Send + 'static,
+    ) -> Box<Self> {
         let (plans, received) = channel::<StepPlan>();
         let (send, results) = channel();
         std::thread::spawn(move || {
-            let mut worker = HashWorker::new(roomy(), 8).of_epoch(epoch);
+            let mut worker = HashWorker::new(capacity, 8).of_epoch(epoch);
             while let Some(plan) = received.recv().ok().filter(&mut before) {
                 let result = worker.run(plan);
                 worker.returned();
@@ -38,7 +51,7 @@ impl Threaded {
                 }
             }
         });
-        Box::new(Self { plans, results, next_step: 0 })
+        Box::new(Self { plans, results, next_step: 0, capacity, relieved: Arc::default() })
     }
 }
 
@@ -54,6 +67,14 @@ impl Worker for Threaded {
             RecvTimeoutError::Timeout => WorkerError::Timeout { step, waited: timeout },
             RecvTimeoutError::Disconnected => WorkerError::Gone("its thread has ended".to_owned()),
         })
+    }
+
+    fn is_to_be_replaced(&self) -> bool {
+        self.relieved.load(Ordering::Relaxed)
+    }
+
+    fn capacity(&self) -> Option<Capacity> {
+        Some(self.capacity)
     }
 }
 
@@ -308,6 +329,89 @@ fn a_lost_worker_is_replaced_and_nothing_of_it_is_left() {
         }
         assert!(engine.shutdown(PATIENCE));
     }
+}
+
+/// An engine whose first worker never dies; the flag that has it replaced, and where its successors are handed in.
+fn relieving(settings: EngineSettings) -> (Engine, Arc<AtomicBool>, Sender<Box<dyn Worker>>) {
+    let (hand, handed) = channel();
+    let first = Threaded::start(slow);
+    let relieved = first.relieved.clone();
+    let engine = Engine::start_with(first, Some(Box::new(Handed(handed))), roomy(), settings).unwrap();
+    (engine, relieved, hand)
+}
+
+/// Half the blocks of the first worker.
+fn narrow() -> Capacity {
+    let roomy = roomy();
+    Capacity { full_blocks: roomy.full_blocks / 2, sliding_blocks: roomy.sliding_blocks / 2, ..roomy }
+}
+
+#[test]
+fn a_worker_is_replaced_under_way_and_no_request_notices() {
+    for depth in [1, 2] {
+        let (engine, relieved, hand) = relieving(settings(8, depth));
+        // More than there are slots: some have not begun.
+        let open: Vec<_> = (0..12)
+            .map(|seed| {
+                let wanted = request(prompt(seed, 20), 40);
+                let (sink, updates) = sink();
+                engine.submit(wanted.clone(), sink).unwrap();
+                (wanted, updates)
+            })
+            .collect();
+        wait_until("some tokens are there", || engine.stats().generated_tokens > 20);
+        relieved.store(true, Ordering::Relaxed);
+        wait_until("the first worker is let go", || engine.stats().running == 0);
+        assert!(engine.is_healthy() && engine.stats().waiting > 0);
+        let (late, late_updates) = (request(prompt(77, 20), 5), sink());
+        engine.submit(late.clone(), late_updates.0).unwrap();
+        let (dropped_sink, dropped) = sink();
+        let gone = engine.submit(endless(99), dropped_sink).unwrap();
+        engine.abort(gone);
+        assert_eq!(collect(&dropped).1.reason, FinishReason::Aborted, "also while nobody computes");
+        hand.send(Threaded::start_with(1, narrow(), |_| true)).unwrap();
+        for (wanted, updates) in open.iter().chain([&(late, late_updates.1)]) {
+            let (tokens, finished) = collect(updates);
+            assert_eq!((tokens, finished.reason), (expected(wanted, &roomy()).0, FinishReason::Length));
+        }
+        assert_eq!(engine.capacity(), narrow());
+        assert_eq!(engine.stats().preemptions, 0, "nobody lacked blocks");
+    }
+}
+
+#[test]
+fn an_idle_worker_is_replaced_too() {
+    let (engine, relieved, hand) = relieving(settings(8, 1));
+    relieved.store(true, Ordering::Relaxed);
+    hand.send(Threaded::start_with(1, narrow(), |_| true)).unwrap();
+    wait_until("the next one has come", || engine.capacity() == narrow());
+    let wanted = request(prompt(7, 20), 5);
+    let (sink, updates) = sink();
+    engine.submit(wanted.clone(), sink).unwrap();
+    assert_eq!(collect(&updates).0, expected(&wanted, &roomy()).0);
+}
+
+#[test]
+fn requests_wait_only_so_long_for_a_successor() {
+    let (engine, relieved, hand) =
+        relieving(EngineSettings { handover_timeout: Duration::from_millis(300), ..settings(8, 1) });
+    let (sink, updates) = sink();
+    engine.submit(endless(1), sink).unwrap();
+    relieved.store(true, Ordering::Relaxed);
+    let FinishReason::Failed(reason) = collect(&updates).1.reason else { panic!() };
+    assert!(reason.contains("300ms"), "{reason}");
+    wait_until("it recovers", || engine.is_recovering());
+    hand.send(Threaded::start_epoch(2, |_| true)).unwrap();
+    wait_until("it serves again", || engine.is_healthy());
+}
+
+#[test]
+fn a_successor_that_promises_something_else_is_refused() {
+    let (engine, relieved, hand) = relieving(settings(8, 1));
+    relieved.store(true, Ordering::Relaxed);
+    let shorter = Capacity { context: roomy().context / 2, ..roomy() };
+    hand.send(Threaded::start_with(1, shorter, |_| true)).unwrap();
+    wait_until("it ends", || engine.ended().is_some_and(|reason| reason.contains("was promised")));
 }
 
 #[test]

@@ -3,6 +3,8 @@
 
 mod simulation;
 
+use std::time::Duration;
+
 use simulation::{Random, Simulation};
 use tandem_engine::{EngineSettings, Request, RequestId};
 use tandem_step::{Capacity, Sampling};
@@ -14,14 +16,18 @@ const SEEDS: u64 = 400;
 fn every_request_gets_what_it_would_get_alone() {
     let mut preemptions = 0;
     let mut hits = 0;
+    let mut slices = 0;
     for seed in 0..SEEDS {
         println!("seed {seed}");
-        let stats = scenario(&mut Random(seed)).scheduler.stats();
+        let simulation = scenario(&mut Random(seed));
+        let stats = simulation.scheduler.stats();
+        slices += simulation.slices;
         preemptions += stats.preemptions;
         hits += stats.prefix_hits;
     }
     // Otherwise the scenarios would not test what they are there for.
     assert!(preemptions > SEEDS && hits > 10 * SEEDS, "{preemptions} preemptions, {hits} tokens from the cache");
+    assert!(slices > SEEDS, "{slices} slices");
 }
 
 fn scenario(random: &mut Random) -> Simulation {
@@ -62,12 +68,14 @@ fn machine(random: &mut Random) -> (Capacity, EngineSettings) {
         context: random.within(12, 70),
         max_streams,
         max_step_tokens: max_streams + random.within(0, 24),
+        layers: random.within(1, 6),
         vocab: 50,
     };
     let settings = EngineSettings {
         max_queue: random.within(2, 12) as usize,
         prefill_chunk: random.within(1, 20),
         pipeline_depth: random.within(1, 2),
+        prefill_slice: random.chance(70).then(|| Duration::from_micros(random.within(1, 150).into())),
         ..EngineSettings::default()
     };
     let slack = if random.chance(50) { 4 } else { 200 };

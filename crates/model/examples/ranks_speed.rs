@@ -132,6 +132,7 @@ fn load(threads: usize, plan: ShardPlan) -> Model<CpuBackend> {
         context: CONTEXT,
         max_streams: 1,
         max_step_tokens: PROMPT as u32,
+        layers: LAYERS as u32,
         vocab: VOCAB as u32,
     };
     Model::load(backend, &Sixth::new(), formats, capacity, plan).expect("loading")

@@ -5,6 +5,7 @@ mod layer;
 mod load;
 mod unembed;
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use tandem_backend::{
@@ -12,7 +13,7 @@ use tandem_backend::{
 };
 use tandem_step::{Capacity, Pool};
 
-use self::layer::{Layer, Pools, Ranks, Scratch};
+use self::layer::{Layer, Pass, Pools, Ranks, Residual, Residuals, Scratch};
 use self::load::Loader;
 use self::unembed::Unembedding;
 use crate::layout::TensorId;
@@ -83,6 +84,7 @@ pub struct Model<B: Backend> {
     unembedding: Unembedding<B>,
     /// One of each for every part.
     pools: Vec<Pools<B>>,
+    residuals: Residuals<B>,
     scratch: Scratch<B>,
     allocation_time: Duration,
 }
@@ -129,6 +131,8 @@ impl<B: Backend> Model<B> {
         let unembedding = loader.unembedding(LOGIT_ROWS.min(rows))?;
         let loaded = Instant::now();
         let pools = shards.iter().map(|shard| loader.pools(shard, capacity)).collect::<Result<Vec<_>, _>>()?;
+        let few = rows.min(capacity.max_streams as usize);
+        let residuals = Residuals::new(&backend, &config, few, rows)?;
         let scratch = Scratch::new(&backend, &config, &shards, rows)?;
         let rope = config.rope();
         backend.reserve(StepLimits {
@@ -151,6 +155,7 @@ impl<B: Backend> Model<B> {
             layers,
             unembedding,
             pools,
+            residuals,
             scratch,
         })
     }
@@ -216,8 +221,28 @@ impl<B: Backend> Model<B> {
     /// Runs every row through all layers, storing keys and values. The residual stream stays in working memory for
     /// [`Model::logits`].
     pub fn forward(&mut self, batch: &Batch<'_>) -> Result<(), ModelError> {
+        let place = self.residuals.place(batch.tokens.len());
+        self.pass(batch, 0..self.layers.len(), place)
+    }
+
+    /// The same through some layers, and on from there with the next call for the same batch. In between,
+    /// [`Model::forward`] may run as many rows as there are streams.
+    pub fn forward_slice(&mut self, batch: &Batch<'_>, layers: Range<usize>) -> Result<(), ModelError> {
+        self.pass(batch, layers, Residual::Many)
+    }
+
+    /// Waits until the device is through with all of that.
+    pub fn wait(&self) -> Result<(), ModelError> {
+        Ok(self.backend.wait()?)
+    }
+
+    fn pass(&mut self, batch: &Batch<'_>, range: Range<usize>, place: Residual) -> Result<(), ModelError> {
         self.check_connected()?;
-        let Self { backend, scratch, config, embedding, layers, rope, pools, exchange, .. } = self;
+        let Self { backend, scratch, residuals, config, embedding, layers, rope, pools, exchange, .. } = self;
+        let (is_whole, begins) = (range.len() == layers.len(), range.start == 0);
+        let is_usual_place = place == residuals.place(batch.tokens.len());
+        let residual = residuals.take(place);
+        let some = layers.get(range).ok_or_else(|| ModelError::Plan("there are fewer layers".into()))?;
         backend.begin(batch)?;
         let bytes = batch.tokens.len() * config.hidden * size_of::<f32>();
         let mut ranks = match exchange.as_deref_mut() {
@@ -228,31 +253,34 @@ impl<B: Backend> Model<B> {
             }
             Some(exchange) => Ranks::OnHost(exchange),
         };
-        // What was recorded would be repeated without the host's part in it.
-        let repeats = !matches!(ranks, Ranks::OnHost(_));
+        // What was recorded is of all layers, in the usual place, and would be repeated without the host's part in it.
+        let repeats = is_whole && is_usual_place && !matches!(ranks, Ranks::OnHost(_));
         let on_device = matches!(ranks, Ranks::OnDevice);
+        let pass = Pass { backend: &*backend, config, rope, batch };
         let mut run = || -> Result<(), ModelError> {
-            backend.embed(embedding, batch, &mut scratch.residual)?;
-            for layer in &*layers {
-                layer.forward(backend, config, rope, batch, pools, ranks.reborrow(), scratch)?;
+            if begins {
+                backend.embed(embedding, batch, residual)?;
+            }
+            for layer in some {
+                layer.forward(&pass, pools, ranks.reborrow(), residual, scratch)?;
             }
             Ok(())
         };
         if repeats { backend.repeat(batch, &mut run) } else { run() }?;
         if let Some(exchange) = exchange.as_deref_mut().filter(|_| on_device) {
             // After attention and after the experts.
-            exchange.relay(2 * layers.len() as u64, bytes)?;
+            exchange.relay(2 * some.len() as u64, bytes)?;
         }
         Ok(())
     }
 
-    /// Logits of the given rows of the last [`Model::forward`], handed to `each` one row at a time with its index in
+    /// Logits of the given rows of the last pass through the last layer, handed to `each` one row at a time with its index in
     /// `rows`; the slice holds `vocab` values and may be changed. Every rank gets all of them.
     pub fn logits(&mut self, rows: &[usize], mut each: impl FnMut(usize, &mut [f32])) -> Result<(), ModelError> {
         self.check_connected()?;
-        let Self { backend, scratch, unembedding, exchange, .. } = self;
+        let Self { backend, residuals, unembedding, exchange, .. } = self;
         for (chunk, some) in rows.chunks(LOGIT_ROWS).enumerate() {
-            unembedding.compute(backend, &scratch.residual, some)?;
+            unembedding.compute(backend, residuals.last(), some)?;
             unembedding.bring(backend, some.len(), exchange.as_deref_mut())?;
             unembedding.each_row(some.len(), |i, logits| each(chunk * LOGIT_ROWS + i, logits));
         }
@@ -264,8 +292,8 @@ impl<B: Backend> Model<B> {
         self.exchange.is_some() || B::DRAWS && self.shards[0].world == 1
     }
 
-    /// Tokens chosen from the logits of the given rows of the last [`Model::forward`], without bringing all of these to the
-    /// host, or without exchanging them; [`NO_TOKEN`](tandem_backend::NO_TOKEN) where no logit is a finite number.
+    /// Tokens chosen from the logits of the given rows of the last pass, without bringing all of these to the host, or
+    /// without exchanging them; [`NO_TOKEN`](tandem_backend::NO_TOKEN) where no logit is a finite number.
     pub fn draw(&mut self, rows: &[(usize, Draw)]) -> Result<Vec<u32>, ModelError> {
         let mut tokens = Vec::with_capacity(rows.len());
         for some in rows.chunks(LOGIT_ROWS) {
@@ -277,9 +305,9 @@ impl<B: Backend> Model<B> {
         Ok(tokens)
     }
 
-    /// Computes logits of the given rows of the last [`Model::forward`], at most [`LOGIT_ROWS`], to draw from.
+    /// Computes logits of the given rows of the last pass, at most [`LOGIT_ROWS`], to draw from.
     pub fn unembed(&mut self, rows: &[usize]) -> Result<(), ModelError> {
-        Ok(self.unembedding.compute(&self.backend, &self.scratch.residual, rows)?)
+        Ok(self.unembedding.compute(&self.backend, self.residuals.last(), rows)?)
     }
 
     /// The same as [`Model::draw`], from rows of the last [`Model::unembed`], each as often as one likes.

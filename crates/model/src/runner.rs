@@ -1,6 +1,7 @@
 //! Runs step plans on a [`Model`]: everything a worker remembers from step to step lives here.
 
 mod choose;
+mod pass;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,6 +11,7 @@ use tandem_step::{
     BlockAssignment, BlockCopy, Capacity, Input, Masker, Pool, Row, Sampling, Start, StepPlan, StepResult, StepTimings,
 };
 
+use self::pass::Pass;
 use crate::ExpertTally;
 use crate::forward::{Model, ModelError};
 use crate::sampler::{History, Sampler};
@@ -65,7 +67,9 @@ const UNASSIGNED: u32 = u32::MAX;
 pub struct Runner<B: Backend> {
     model: Model<B>,
     slots: Vec<Option<Slot>>,
-    /// Follows the constrained ones among them.
+    /// The pass that several steps share, if one is under way.
+    pass: Option<Pass>,
+    /// Follows the constrained ones among the slots.
     masker: Option<Box<dyn Masker>>,
     sampler: Sampler,
     /// Epoch and step of the last plan.
@@ -78,7 +82,7 @@ impl<B: Backend> Runner<B> {
     /// A runner with all slots free.
     pub fn new(model: Model<B>) -> Self {
         let slots = (0..model.capacity().max_streams).map(|_| None).collect();
-        Self { model, slots, masker: None, sampler: Sampler::default(), last: None, counting: None }
+        Self { model, slots, pass: None, masker: None, sampler: Sampler::default(), last: None, counting: None }
     }
 
     /// The same runner, able to run requests with a constraint.
@@ -105,25 +109,32 @@ impl<B: Backend> Runner<B> {
         }
         self.take_and_leave(plan)?;
         self.copy(plan)?;
-        let tokens = self.admit_rows(plan)?;
-        self.forward(plan, &tokens)?;
+        let passed = plan.slice.as_ref().map_or(Ok(Vec::new()), |slice| self.run_slice(slice))?;
+        let sliced = Instant::now();
+        self.keep_apart(&plan.rows)?;
+        let tokens = self.admit_rows(&plan.rows)?;
+        self.forward(&plan.rows, &tokens)?;
         let forwarded = Instant::now();
-        let rows = self.choose(plan, tokens.len())?;
+        let mut rows = self.choose(&plan.rows, tokens.len())?;
+        rows.extend(passed);
         if let Some(counting) = &self.counting {
             counting.after(&self.model)?;
         }
         let timings = StepTimings {
-            forward_us: (forwarded - started).as_micros() as u64,
+            slice_us: plan.slice.as_ref().map_or(0, |_| (sliced - started).as_micros() as u64),
+            forward_us: (forwarded - sliced).as_micros() as u64,
             sample_us: forwarded.elapsed().as_micros() as u64,
         };
         Ok(StepResult { epoch: plan.epoch, step: plan.step, rows, timings })
     }
 
-    /// Refuses plans that do not follow the last one.
+    /// Refuses plans that do not follow the last one. Step 0 begins anew, as after a self-test, where nobody has a slot.
     fn follow(&mut self, plan: &StepPlan) -> Result<(), ModelError> {
         let here = (plan.epoch, plan.step);
+        let begins = plan.step == 0 && self.slots.iter().all(Option::is_none);
         if let Some((epoch, step)) = self.last
             && here != (epoch, step + 1)
+            && !begins
         {
             return bad(format!("epoch {} step {} after epoch {epoch} step {step}", plan.epoch, plan.step));
         }
@@ -132,6 +143,7 @@ impl<B: Backend> Runner<B> {
     }
 
     fn take_and_leave(&mut self, plan: &StepPlan) -> Result<(), ModelError> {
+        self.end_pass(&plan.ends)?;
         for slot in &plan.ends {
             if self.slots.get_mut(*slot as usize).and_then(Option::take).is_none() {
                 return bad(format!("slot {slot} ends but was not taken"));
@@ -173,9 +185,9 @@ impl<B: Backend> Runner<B> {
     }
 
     /// Takes note of the rows' blocks and resolves their tokens, all rows one after another.
-    fn admit_rows(&mut self, plan: &StepPlan) -> Result<Vec<u32>, ModelError> {
+    fn admit_rows(&mut self, rows: &[Row]) -> Result<Vec<u32>, ModelError> {
         let mut tokens = Vec::new();
-        for row in &plan.rows {
+        for row in rows {
             for assignment in &row.blocks {
                 self.check_block(assignment.pool, assignment.block)?;
             }
@@ -192,8 +204,8 @@ impl<B: Backend> Runner<B> {
             }
         }
         let capacity = self.capacity();
-        if tokens.is_empty() && !plan.rows.is_empty() || tokens.len() > capacity.max_step_tokens as usize {
-            return bad(format!("{} tokens in {} rows", tokens.len(), plan.rows.len()));
+        if tokens.is_empty() && !rows.is_empty() || tokens.len() > capacity.max_step_tokens as usize {
+            return bad(format!("{} tokens in {} rows", tokens.len(), rows.len()));
         }
         if let Some(token) = tokens.iter().find(|token| **token >= capacity.vocab) {
             return bad(format!("token {token} is not in the vocabulary of {}", capacity.vocab));
@@ -201,22 +213,11 @@ impl<B: Backend> Runner<B> {
         Ok(tokens)
     }
 
-    fn forward(&mut self, plan: &StepPlan, tokens: &[u32]) -> Result<(), ModelError> {
-        if plan.rows.is_empty() {
+    fn forward(&mut self, rows: &[Row], tokens: &[u32]) -> Result<(), ModelError> {
+        if rows.is_empty() {
             return Ok(());
         }
-        let mut sequences = Vec::with_capacity(plan.rows.len());
-        let mut first = 0;
-        for row in &plan.rows {
-            let slot = slot_ref(&self.slots, row.slot)?;
-            sequences.push(Sequence {
-                rows: first..first + row.input.len(),
-                position: row.position,
-                full_blocks: &slot.full_blocks,
-                sliding_blocks: &slot.sliding_blocks,
-            });
-            first += row.input.len();
-        }
+        let sequences = sequences(&self.slots, rows)?;
         self.model.forward(&Batch { tokens, sequences: &sequences })
     }
 
@@ -228,6 +229,23 @@ impl<B: Backend> Runner<B> {
         };
         if block < blocks { Ok(()) } else { bad(format!("block {block} of {blocks} in the {pool:?} pool")) }
     }
+}
+
+/// The rows as parts of a batch, one after another.
+fn sequences<'a>(slots: &'a [Option<Slot>], rows: &[Row]) -> Result<Vec<Sequence<'a>>, ModelError> {
+    let mut sequences = Vec::with_capacity(rows.len());
+    let mut first = 0;
+    for row in rows {
+        let slot = slot_ref(slots, row.slot)?;
+        sequences.push(Sequence {
+            rows: first..first + row.input.len(),
+            position: row.position,
+            full_blocks: &slot.full_blocks,
+            sliding_blocks: &slot.sliding_blocks,
+        });
+        first += row.input.len();
+    }
+    Ok(sequences)
 }
 
 /// Every position a row reads or writes must have a block.

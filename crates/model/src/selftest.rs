@@ -3,10 +3,14 @@
 mod stored;
 
 use std::fmt;
+use std::time::Duration;
 
-use tandem_backend::{Backend, Batch, Sequence};
+use tandem_step::{
+    BlockAssignment, Capacity, Input, Pool, Row, Sampling, Score, Start, StepPlan, StepResult, TokenLogprobs, Worker,
+    WorkerError,
+};
 
-use crate::{Config, Formats, LOGIT_ROWS, Model, ModelError, SyntheticKind};
+use crate::{Config, Formats, SyntheticKind};
 
 /// Log-probabilities that a model is known to give.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,7 +54,7 @@ struct Deviation {
 pub enum SelfTestError {
     /// It could not be run.
     #[error("self-test: {0}")]
-    Model(#[from] ModelError),
+    Worker(#[from] WorkerError),
     /// It computes things that are no numbers, or the same for every token.
     #[error("self-test failed: {0}; the weights or this device's kernels are damaged, refusing to serve")]
     Degenerate(String),
@@ -78,67 +82,127 @@ const WAYS_MAX: f64 = 0.3;
 /// A text for models of which nothing is known.
 const UNKNOWN_TOKENS: usize = 16;
 
-impl<B: Backend> Model<B> {
-    /// Computes a short text, whole and its end token by token, and compares. Overwrites the first blocks of either pool.
-    pub fn self_test(&mut self, reference: Option<&Reference>) -> Result<Verdict, SelfTestError> {
-        let vocab = self.config().vocab as u32;
-        let mut tokens =
-            reference.map_or_else(|| stored::scattered(UNKNOWN_TOKENS, vocab), |known| known.tokens.clone());
-        tokens.truncate(self.capacity().context as usize);
-        let chunk = self.capacity().max_step_tokens as usize;
-        let whole = self.score(&tokens, 0, chunk)?;
-        let single = self.score(&tokens, tokens.len().saturating_sub(SINGLE + 1), 1)?;
-        let end = &whole[whole.len() - single.len()..];
-        let ways_max = reference.map_or(WAYS_MAX, |known| known.ways_max);
-        compare("the same text computed whole", &single, end, ways_max)?;
-        let Some(known) = reference else {
-            let deviation = Deviation::between(&single, end);
-            return Ok(Verdict { source: None, count: whole.len(), deviation, beyond: 0 });
-        };
-        let first = known.tokens.len() - 1 - known.logprobs.len();
-        let scored = whole.get(first..).unwrap_or_default();
-        let deviation = compare(known.source, scored, &known.logprobs, known.mean_max)?;
-        let beyond = known.tolerated.map_or(0, |tolerated| {
-            let far =
-                |(got, want): (&f32, &f32)| f64::from((got - want).abs()) > tolerated * (1.0 + f64::from(want.abs()));
-            scored.iter().zip(&known.logprobs).filter(|pair| far(*pair)).count()
-        });
-        Ok(Verdict { source: Some(known.source), count: scored.len(), deviation, beyond })
+/// Has a worker score a short text, whole and its end token by token, and compares. To be done before it gets any other plan;
+/// of several ranks all take part, as in every step. Overwrites the first blocks of either pool.
+pub fn self_test(
+    worker: &mut dyn Worker,
+    capacity: &Capacity,
+    reference: Option<&Reference>,
+    patience: Duration,
+) -> Result<Verdict, SelfTestError> {
+    let mut tokens =
+        reference.map_or_else(|| stored::scattered(UNKNOWN_TOKENS, capacity.vocab), |known| known.tokens.clone());
+    tokens.truncate(capacity.context as usize);
+    let mut reading = Reading::begin(worker, capacity, &tokens, patience)?;
+    let whole = reading.score(0, capacity.max_step_tokens as usize)?;
+    let single = reading.score(tokens.len().saturating_sub(SINGLE + 1), 1)?;
+    reading.end()?;
+    judge(reference, &whole, &single)
+}
+
+fn judge(reference: Option<&Reference>, whole: &[f32], single: &[f32]) -> Result<Verdict, SelfTestError> {
+    let end = &whole[whole.len() - single.len()..];
+    let ways_max = reference.map_or(WAYS_MAX, |known| known.ways_max);
+    compare("the same text computed whole", single, end, ways_max)?;
+    let Some(known) = reference else {
+        let deviation = Deviation::between(single, end);
+        return Ok(Verdict { source: None, count: whole.len(), deviation, beyond: 0 });
+    };
+    let first = known.tokens.len() - 1 - known.logprobs.len();
+    let scored = whole.get(first..).unwrap_or_default();
+    let deviation = compare(known.source, scored, &known.logprobs, known.mean_max)?;
+    let beyond = known.tolerated.map_or(0, |tolerated| {
+        let far = |(got, want): (&f32, &f32)| f64::from((got - want).abs()) > tolerated * (1.0 + f64::from(want.abs()));
+        scored.iter().zip(&known.logprobs).filter(|pair| far(*pair)).count()
+    });
+    Ok(Verdict { source: Some(known.source), count: scored.len(), deviation, beyond })
+}
+
+/// A text in a worker's first slot.
+struct Reading<'a> {
+    worker: &'a mut dyn Worker,
+    tokens: &'a [u32],
+    patience: Duration,
+    vocab: u32,
+    next_step: u64,
+    /// Blocks that the worker has not been told yet.
+    blocks: Vec<BlockAssignment>,
+}
+
+impl<'a> Reading<'a> {
+    fn begin(
+        worker: &'a mut dyn Worker,
+        capacity: &Capacity,
+        tokens: &'a [u32],
+        patience: Duration,
+    ) -> Result<Self, SelfTestError> {
+        let count = tokens.len().div_ceil(capacity.block_tokens as usize) as u32;
+        let all = |pool| (0..count).map(move |block| BlockAssignment { pool, index: block, block });
+        let blocks = all(Pool::Full).chain(all(Pool::Sliding)).collect();
+        let mut reading = Self { worker, tokens, patience, vocab: capacity.vocab, next_step: 0, blocks };
+        let start =
+            Start { slot: 0, sampling: Sampling::default(), history: Vec::new(), generated: 0, constraint: None };
+        reading.run(StepPlan { starts: vec![start], ..StepPlan::default() })?;
+        Ok(reading)
     }
 
     /// Log-probabilities of the tokens after `first`, from steps of at most `chunk` tokens. What is before `first` must have
     /// been computed.
-    fn score(&mut self, tokens: &[u32], first: usize, chunk: usize) -> Result<Vec<f32>, SelfTestError> {
-        let block = self.capacity().block_tokens as usize;
-        let table: Vec<u32> = (0..tokens.len().div_ceil(block) as u32).collect();
-        let (mut scored, mut trouble) = (Vec::new(), None);
-        let inputs = &tokens[..tokens.len() - 1];
-        for start in (first..inputs.len()).step_by(chunk.min(LOGIT_ROWS)) {
-            let some = &inputs[start..inputs.len().min(start + chunk.min(LOGIT_ROWS))];
-            let sequence =
-                Sequence { rows: 0..some.len(), position: start as u32, full_blocks: &table, sliding_blocks: &table };
-            self.forward(&Batch { tokens: some, sequences: &[sequence] })?;
-            let rows: Vec<usize> = (0..some.len()).collect();
-            self.logits(&rows, |row, logits| match logprob(logits, tokens[start + row + 1]) {
-                Ok(value) => scored.push(value),
-                Err(what) => trouble = Some(format!("{what} at position {}", start + row)),
-            })?;
+    fn score(&mut self, first: usize, chunk: usize) -> Result<Vec<f32>, SelfTestError> {
+        let last = self.tokens.len() - 1;
+        let mut scored = Vec::new();
+        for start in (first..last).step_by(chunk) {
+            let end = last.min(start + chunk);
+            let row = Row {
+                slot: 0,
+                input: Input::Tokens(self.tokens[start..end].to_vec()),
+                position: start as u32,
+                blocks: std::mem::take(&mut self.blocks),
+                sample: false,
+                score: Some(Score { targets: self.tokens[start + 1..end + 1].to_vec(), top: 1 }),
+            };
+            let result = self.run(StepPlan { rows: vec![row], ..StepPlan::default() })?;
+            let scores = result.rows.into_iter().flat_map(|row| row.scores);
+            for (position, score) in (start..).zip(scores) {
+                let wrong = |what| SelfTestError::Degenerate(format!("{what} at position {position}"));
+                scored.push(sound(&score, self.vocab).map_err(wrong)?);
+            }
         }
-        trouble.map_or(Ok(scored), |what| Err(SelfTestError::Degenerate(what)))
+        Ok(scored)
+    }
+
+    /// Leaves the worker with all its slots free.
+    fn end(&mut self) -> Result<(), SelfTestError> {
+        self.run(StepPlan { ends: vec![0], ..StepPlan::default() }).map(drop)
+    }
+
+    fn run(&mut self, plan: StepPlan) -> Result<StepResult, SelfTestError> {
+        let step = self.next_step;
+        self.next_step += 1;
+        let asked = |row: &Row| row.score.as_ref().map_or(0, |score| score.targets.len());
+        let scores: Vec<usize> = plan.rows.iter().map(asked).collect();
+        self.worker.submit(StepPlan { step, ..plan })?;
+        let result = self.worker.next(self.patience)?;
+        let given: Vec<usize> = result.rows.iter().map(|row| row.scores.len()).collect();
+        if given != scores {
+            let reason = format!("{given:?} scores instead of {scores:?}");
+            return Err(WorkerError::Failed { step, reason }.into());
+        }
+        Ok(result)
     }
 }
 
-/// The log-probability of a token.
-fn logprob(logits: &[f32], token: u32) -> Result<f32, &'static str> {
-    if !logits.iter().all(|logit| logit.is_finite()) {
+/// A log-probability, if it is one.
+fn sound(score: &TokenLogprobs, vocab: u32) -> Result<f32, &'static str> {
+    let likeliest = score.top.first().map_or(score.logprob, |(_, logprob)| *logprob);
+    if !score.logprob.is_finite() || !likeliest.is_finite() {
         return Err("logits that are not finite");
     }
-    let (least, most) = logits.iter().fold((f32::MAX, f32::MIN), |(a, b), logit| (a.min(*logit), b.max(*logit)));
-    if least == most {
+    // The likeliest token of many is never as unlikely as any, unless all are.
+    if f64::from(likeliest) <= 1e-3 - f64::from(vocab).ln() {
         return Err("the same logit for every token");
     }
-    let sum: f64 = logits.iter().map(|logit| f64::from(logit - most).exp()).sum();
-    Ok((f64::from(logits[token as usize] - most) - sum.ln()) as f32)
+    Ok(score.logprob)
 }
 
 fn compare(from: &str, got: &[f32], want: &[f32], max: f64) -> Result<Deviation, SelfTestError> {

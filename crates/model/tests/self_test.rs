@@ -1,15 +1,20 @@
 //! The self-test serves what is sound in every format and refuses what is damaged.
 
 use std::io;
+use std::time::Duration;
 
 use tandem_backend::cpu::{CpuBackend, CpuOptions};
 use tandem_backend::{DenseFormat, KvFormat, Precision, RowSource};
 use tandem_model::layout::{LayerTensor, TensorId};
-use tandem_model::selftest::{Reference, SelfTestError, Verdict};
-use tandem_model::{CheckpointError, Config, Formats, Model, ShardPlan, Synthetic, SyntheticKind, WeightStore};
-use tandem_step::Capacity;
+use tandem_model::selftest::{Reference, SelfTestError, Verdict, self_test};
+use tandem_model::{
+    CheckpointError, Config, Formats, LocalWorker, Model, Runner, ShardPlan, Synthetic, SyntheticKind, WeightStore,
+};
+use tandem_step::{Capacity, StepPlan, Worker};
 
 const TINY: SyntheticKind = SyntheticKind::Tiny;
+/// Longer than a step on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Synthetic weights with every byte of one tensor changed.
 struct Damaged {
@@ -67,12 +72,20 @@ fn test(
         context,
         max_streams: 1,
         max_step_tokens: chunk,
+        layers: store.config().layers() as u32,
         vocab: store.config().vocab as u32,
     };
     let backend = CpuBackend::new(CpuOptions { precision, threads: Some(2), isa: None }).unwrap();
     let mut model = Model::load(backend, store, formats, capacity, ShardPlan::UNDIVIDED).unwrap();
     model.prepare(|_, _| {}).unwrap();
-    model.self_test(reference)
+    let mut worker = LocalWorker::start(Runner::new(model)).unwrap();
+    let verdict = self_test(&mut worker, &capacity, reference, PATIENCE);
+    if verdict.is_ok() {
+        // Whoever comes next begins at its own step 0.
+        worker.submit(StepPlan { epoch: 7, ..StepPlan::default() }).unwrap();
+        assert_eq!(worker.next(PATIENCE).unwrap().epoch, 7);
+    }
+    verdict
 }
 
 const fn formats(dense: DenseFormat, kv: KvFormat) -> Formats {

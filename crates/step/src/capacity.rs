@@ -18,6 +18,8 @@ pub struct Capacity {
     pub max_streams: u32,
     /// Most tokens, over all rows, that one step may carry.
     pub max_step_tokens: u32,
+    /// Layers of the model: a pass may be divided among steps between any two of them.
+    pub layers: u32,
     /// Size of the vocabulary: token ids are `0..vocab`.
     pub vocab: u32,
 }

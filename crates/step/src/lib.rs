@@ -16,7 +16,7 @@ mod worker;
 
 pub use capacity::Capacity;
 pub use constraint::{Constraint, Masker};
-pub use plan::{BlockAssignment, BlockCopy, Input, Pool, Row, Score, Start, StepPlan};
+pub use plan::{BlockAssignment, BlockCopy, Input, Pool, Row, Score, Slice, Start, StepPlan};
 pub use result::{RowResult, StepResult, StepTimings, TokenLogprobs};
 pub use sampling::Sampling;
 pub use worker::{Worker, WorkerError, WorkerSource};

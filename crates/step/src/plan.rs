@@ -2,12 +2,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Constraint, Sampling};
 
-/// One step of the model: what every worker does, in this order: `ends`, `starts`, `copies`, `rows`.
+/// One step of the model: what every worker does, in this order: `ends`, `starts`, `copies`, `slice`,
+/// `rows`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepPlan {
     /// Raised whenever workers are lost and state is rebuilt; a worker refuses plans of another epoch.
     pub epoch: u64,
-    /// Counts up by one within an epoch.
+    /// Counts up by one within an epoch; begins at 0 where no slot is taken.
     pub step: u64,
     /// Slots whose request is over or preempted; the worker forgets what it knew of them.
     pub ends: Vec<u32>,
@@ -15,6 +16,8 @@ pub struct StepPlan {
     pub starts: Vec<Start>,
     /// Block copies to make before any row runs.
     pub copies: Vec<BlockCopy>,
+    /// Part of a pass that several steps share.
+    pub slice: Option<Slice>,
     /// The tokens to run, at most one row per slot.
     pub rows: Vec<Row>,
 }
@@ -108,6 +111,20 @@ pub struct Row {
     pub sample: bool,
     /// Log-probabilities of known tokens, for prompts that want them.
     pub score: Option<Score>,
+}
+
+/// Some layers of a forward pass that is divided among steps, so that other requests get tokens in between. One such pass
+/// is under way at a time: it begins with a slice that has rows, goes on with slices that have none, and ends when it has
+/// been through [`Capacity::layers`](crate::Capacity::layers). The step of its last slice answers its rows.
+///
+/// While a pass is under way its slots have no other rows, and the rows of all other slots are no more tokens than there
+/// are slots: those have room of their own. None of its slots ends, unless all of them do, and then the pass is over.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Slice {
+    /// The rows of the pass that begins, at most one per slot; empty where the pass goes on.
+    pub rows: Vec<Row>,
+    /// So many layers, at least 1, and no more than are left.
+    pub layers: u32,
 }
 
 /// Ask for the log-probabilities of tokens that are known: `targets[i]` as the successor of the row's token `i`.

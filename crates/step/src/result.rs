@@ -1,13 +1,14 @@
 use serde::{Deserialize, Serialize};
 
-/// What a step gave, one entry per row of its plan and in the same order.
+/// What a step gave: one entry per row of its plan, in the same order, and then, where a pass ended with the plan's slice,
+/// one per row of that.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepResult {
     /// Epoch of the plan.
     pub epoch: u64,
     /// Step of the plan.
     pub step: u64,
-    /// One entry per row.
+    /// One entry per row, then those of the pass that ended.
     pub rows: Vec<RowResult>,
     /// How long the step took.
     pub timings: StepTimings,
@@ -50,7 +51,9 @@ pub struct TokenLogprobs {
 /// Where a step's time went, in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StepTimings {
-    /// Forward pass.
+    /// The slice, device included.
+    pub slice_us: u64,
+    /// Forward pass of the rows. A device that computes by itself may still be at it.
     pub forward_us: u64,
     /// Choosing tokens and computing log-probabilities.
     pub sample_us: u64,

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use crate::{StepPlan, StepResult};
+use crate::{Capacity, StepPlan, StepResult};
 
 /// Whoever runs plans: a thread of this process, a child process, or a set of nodes in lock-step.
 pub trait Worker: Send {
@@ -13,6 +13,17 @@ pub trait Worker: Send {
     /// Whether it is still there, as far as is known without asking; for times when there is nothing to run.
     fn check(&mut self) -> Result<(), WorkerError> {
         Ok(())
+    }
+
+    /// Whether a better one could take its place: whoever drives it lets the steps under way return, then drops it and asks
+    /// for the next. Nothing is wrong with this one meanwhile.
+    fn is_to_be_replaced(&self) -> bool {
+        false
+    }
+
+    /// What it offers, where that may differ from what its predecessor did. Only the pools' sizes may.
+    fn capacity(&self) -> Option<Capacity> {
+        None
     }
 }
 

@@ -13,8 +13,9 @@ use crate::state::ApiState;
 
 /// How often the model is asked how it does.
 const INTERVAL: Duration = Duration::from_millis(250);
-/// The server as a whole, and its one service that can be out of order.
-const NAMES: [&str; 2] = ["", SERVICE_NAME];
+/// Its one service that can be out of order, and the server as a whole: last, so that whoever hears that it serves finds the
+/// service serving.
+const NAMES: [&str; 2] = [SERVICE_NAME, ""];
 
 /// What watchers are told.
 pub(crate) struct Health {

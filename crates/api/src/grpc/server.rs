@@ -42,6 +42,7 @@ pub(super) fn cluster(state: &ApiState) -> proto::ClusterStatusReply {
         uptime_s: status.uptime_s,
         trouble: status.trouble.unwrap_or_default(),
         nodes: status.nodes.into_iter().map(node).collect(),
+        degraded: status.degraded.unwrap_or_default(),
         link: status.link.map(|link| proto::Link { transport: link.transport }),
     }
 }

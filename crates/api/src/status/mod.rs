@@ -29,6 +29,7 @@ pub(crate) fn now(state: &ApiState) -> Status {
         trouble: served.as_ref().and_then(|served| served.engine.trouble()),
         model: served.as_ref().map(|served| model(served)),
         nodes: served.as_ref().map_or(Vec::new(), |served| nodes(served)),
+        degraded: served.as_ref().and_then(|served| served.model.info.degraded.clone()),
         link: served.as_ref().and_then(|served| link(served)),
         engine: served.as_ref().map(|served| engine(served)),
         speed: recent.speed,

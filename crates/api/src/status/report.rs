@@ -15,6 +15,8 @@ pub struct Status {
     pub model: Option<ModelReport>,
     /// The machines that compute, this one first; empty while the model is loading.
     pub nodes: Vec<NodeReport>,
+    /// Why they are fewer than they should be; `null` where they are not.
+    pub degraded: Option<String>,
     /// How the nodes are connected; `null` where there is only one.
     pub link: Option<LinkReport>,
     /// What is being computed; `null` while the model is loading.

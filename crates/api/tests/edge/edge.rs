@@ -49,6 +49,7 @@ impl Edge {
             context: CONTEXT,
             max_streams: 4,
             max_step_tokens: 512,
+            layers: 1,
             vocab: Tokenizer::VOCAB_SIZE as u32,
         }
     }
@@ -74,6 +75,7 @@ impl Edge {
                 ..Default::default()
             }],
             link: None,
+            degraded: None,
             computes_here: true,
         };
         ready.ready(engine.clone(), model);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::Request;
 use serde_json::json;
-use tandem_api::{ApiSettings, ApiState, ModelInfo, router};
+use tandem_api::{ApiSettings, ApiState, ModelInfo, NodeReport, router};
 use tandem_engine::EngineSettings;
 use tower::ServiceExt;
 
@@ -68,6 +68,15 @@ async fn nothing_is_served_before_the_model_is_loaded() {
     ready.ready(edge.engine.clone(), ModelInfo { id: "late".into(), ..ModelInfo::default() });
     assert!(state.is_ready());
     assert_eq!(call("GET", "/ready").await.ok()["model"], "late");
+    assert_eq!(call("GET", "/health").await.ok(), json!({"status": "ok"}));
+
+    // Who computes may change while it is served.
+    let nodes = vec![NodeReport { name: "a".into(), ..NodeReport::default() }];
+    let degraded = Some("1 of 2 nodes missing".to_string());
+    ready.changed(ModelInfo { id: "late".into(), nodes, degraded, ..ModelInfo::default() });
+    assert_eq!(call("GET", "/health").await.ok()["degraded"], "1 of 2 nodes missing");
+    let status = call("GET", "/status.json").await.ok();
+    assert_eq!((&status["degraded"], &status["nodes"][0]["name"]), (&json!("1 of 2 nodes missing"), &json!("a")));
 }
 
 #[tokio::test]

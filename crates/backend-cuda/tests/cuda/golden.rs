@@ -22,8 +22,8 @@ const AGREEMENT_MIN: f64 = 0.99;
 
 /// A model on the GPU and, for every sequence, scattered block tables.
 pub struct Gpu {
-    model: Model<CudaBackend>,
-    tables: Vec<Vec<u32>>,
+    pub model: Model<CudaBackend>,
+    pub tables: Vec<Vec<u32>>,
 }
 
 impl Gpu {
@@ -44,6 +44,7 @@ impl Gpu {
             context: CONTEXT,
             max_streams: STREAMS,
             max_step_tokens: CONTEXT,
+            layers: store.config().layers() as u32,
             vocab: store.config().vocab as u32,
         };
         let backend = backend(what, eager)?;

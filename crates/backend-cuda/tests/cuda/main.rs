@@ -6,6 +6,7 @@ mod formats;
 mod golden;
 mod memory;
 mod ranks;
+mod slices;
 mod transformers;
 
 use tandem_backend_cuda::{CudaBackend, CudaOptions, device_count};

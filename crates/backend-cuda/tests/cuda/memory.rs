@@ -53,12 +53,24 @@ fn nothing_is_allocated_by_steps_and_too_large_ones_fail() {
     for rows in [2, 8, 9, 100, 129, 332] {
         steps(&mut model, 1, rows);
     }
+    slices(&mut model);
     assert_eq!(allocated.load(Ordering::Relaxed), loaded, "steps allocated memory");
     let table: Vec<u32> = (0..32).collect();
     let tokens = vec![1; 400];
     let sequences = [Sequence { rows: 0..400, position: 0, full_blocks: &table, sliding_blocks: &table }];
     let error = model.forward(&Batch { tokens: &tokens, sequences: &sequences }).unwrap_err().to_string();
     assert!(error.contains("more than was reserved"), "{error}");
+}
+
+/// A pass layer by layer, with a step in between.
+fn slices(model: &mut Model<tandem_backend_cuda::CudaBackend>) {
+    let (tokens, table): (Vec<u32>, Vec<u32>) = ((0..300).collect(), (0..19).collect());
+    let sequences = [Sequence { rows: 0..300, position: 0, full_blocks: &table, sliding_blocks: &table }];
+    for layer in 0..model.config().layers() {
+        model.forward_slice(&Batch { tokens: &tokens, sequences: &sequences }, layer..layer + 1).unwrap();
+        let beside = [Sequence { rows: 0..1, position: 0, full_blocks: &[20], sliding_blocks: &[20] }];
+        model.forward(&Batch { tokens: &[1], sequences: &beside }).unwrap();
+    }
 }
 
 /// Twice a step of `count` sequences of `rows` rows, with draws, masked and not.

@@ -207,6 +207,7 @@ fn capacity(store: &dyn WeightStore) -> Capacity {
         context: CONTEXT,
         max_streams: 1,
         max_step_tokens: CONTEXT,
+        layers: store.config().layers() as u32,
         vocab: store.config().vocab as u32,
     }
 }

@@ -76,6 +76,15 @@ fn unfit_for_cuda(args: &ModelArgs) -> Option<String> {
     Gpu::open(args.gpu).err().map(|error| error.to_string())
 }
 
+/// Which GPU of all machines it is; empty for a CPU. The start of the machine tells apart what has the same number on two.
+pub fn device_id(args: &ModelArgs) -> Result<String> {
+    if Place::choose(args)? == Place::Cpu {
+        return Ok(String::new());
+    }
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("reading which start this is")?;
+    Ok(format!("{} of {}", Gpu::open(args.gpu)?.uuid()?, boot.trim()))
+}
+
 /// Memory that may be used in all.
 pub fn budget(args: &ModelArgs) -> Result<u64> {
     if let Some(bytes) = args.memory {

@@ -3,6 +3,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use tandem_backend_cuda::KernelProgress;
 use tandem_model::{Counted, WeightStore};
 use tracing::info;
 
@@ -39,14 +40,18 @@ impl Progress {
     }
 }
 
-/// Runs `load` on a store whose reads are counted and shown.
+/// Runs `load` on a store whose reads are counted and shown, with the kernels that are compiled meanwhile.
 pub(super) fn with_progress<T>(
     store: &dyn WeightStore,
     progress: Progress,
+    kernels: Option<&KernelProgress>,
     load: impl FnOnce(&dyn WeightStore) -> Result<T>,
 ) -> Result<T> {
     let started = Instant::now();
-    let show = |bytes, total| progress.show(&loading_line(bytes, total, started.elapsed()), false);
+    let show = |bytes, total| {
+        let line = loading_line(bytes, total, started.elapsed(), kernels.map(KernelProgress::files));
+        progress.show(&line, false);
+    };
     let interval = if progress == Progress::Terminal { TERMINAL_INTERVAL } else { LOG_INTERVAL };
     let loaded = counted(store, interval, &show, load);
     if progress == Progress::Terminal {
@@ -56,9 +61,13 @@ pub(super) fn with_progress<T>(
 }
 
 /// How far loading is, for people.
-fn loading_line(bytes: u64, total: u64, elapsed: Duration) -> String {
+fn loading_line(bytes: u64, total: u64, elapsed: Duration, kernels: Option<(usize, usize)>) -> String {
     let rate = bytes as f64 / 1e9 / elapsed.as_secs_f64().max(1e-3);
-    format!("loading: {} % of {:.1} GB, {rate:.2} GB/s", bytes * 100 / total.max(1), total as f64 / 1e9)
+    let kernels = match kernels {
+        Some((done, of)) if done < of => format!(", kernels: {done} of {of} files compiled"),
+        _ => String::new(),
+    };
+    format!("loading: {} % of {:.1} GB, {rate:.2} GB/s{kernels}", bytes * 100 / total.max(1), total as f64 / 1e9)
 }
 
 /// Runs `load` on a store whose reads are counted; `show(read, total)` is told of them in between, from another thread.
@@ -86,4 +95,17 @@ pub fn counted<T>(
         shown.thread().unpark();
         loaded
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_tells_of_kernels_until_they_are_there() {
+        let line = |kernels| loading_line(5_000_000_000, 20_000_000_000, Duration::from_secs(2), kernels);
+        assert_eq!(line(None), "loading: 25 % of 20.0 GB, 2.50 GB/s");
+        assert_eq!(line(Some((3, 16))), "loading: 25 % of 20.0 GB, 2.50 GB/s, kernels: 3 of 16 files compiled");
+        assert_eq!(line(Some((16, 16))), line(None));
+    }
 }

@@ -57,7 +57,7 @@ impl Source {
     }
 
     /// What these weights are known to compute, if anything.
-    pub(super) fn reference(&self, formats: Formats) -> Option<Reference> {
+    pub fn reference(&self, formats: Formats) -> Option<Reference> {
         let config = self.store.config();
         match self.origin {
             Origin::Demo => Some(Reference::demo(formats)),

@@ -1,12 +1,13 @@
 //! Settings of several nodes: of the one that serves, and of those that work for it.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use tandem_cluster::Address;
 use tandem_model::ExpertSplit;
 
-use super::{Device, parse_size};
+use super::{Device, parse_duration, parse_size};
 
 /// How `tandem serve` divides the model.
 #[derive(Clone, Debug, Default, Args)]
@@ -26,6 +27,19 @@ pub struct NodeArgs {
     /// Secret that the other nodes must know, made on first use (default: join-token in the folder of this user's settings).
     #[arg(long, value_name = "FILE", env = "TANDEM_TOKEN_FILE", requires = "listen")]
     pub token_file: Option<PathBuf>,
+    /// When the other nodes are lost, or do not come, serve from this one alone if the model fits, until all are there again.
+    #[arg(long, env = "TANDEM_DEGRADE")]
+    pub degrade: bool,
+    /// How long the other nodes may be missing before that, like 10s or 2m (default: 10s).
+    #[arg(long, value_name = "TIME", env = "TANDEM_DEGRADE_AFTER", value_parser = parse_duration)]
+    pub degrade_after: Option<Duration>,
+    /// Encrypt what nodes tell each other: file with the certificate for the address of --listen and those that vouch for it
+    /// (PEM). What travels on the link stays as it is.
+    #[arg(long, value_name = "FILE", env = "TANDEM_CLUSTER_TLS_CERTIFICATE")]
+    pub cluster_tls_certificate: Option<PathBuf>,
+    /// File with the private key of that certificate (PEM).
+    #[arg(long, value_name = "FILE", env = "TANDEM_CLUSTER_TLS_KEY")]
+    pub cluster_tls_key: Option<PathBuf>,
     /// How nodes share the experts: a slice of each, which is even whatever the router chooses (default), or some of them
     /// whole.
     #[arg(long, value_enum, env = "TANDEM_EXPERTS")]
@@ -62,9 +76,9 @@ pub struct WorkerArgs {
     /// CPU instruction set (default: the best this machine has).
     #[arg(long, value_name = "NAME", env = "TANDEM_ISA")]
     pub isa: Option<String>,
-    /// Launch GPU kernels one by one instead of as recorded steps: slower, for finding faults.
-    #[arg(long, env = "TANDEM_EAGER")]
-    pub eager: bool,
+    /// Speak TLS with a coordinator that one of the certificates in this file (PEM) vouches for; its own will do.
+    #[arg(long, value_name = "FILE", env = "TANDEM_CLUSTER_CA_CERTIFICATE")]
+    pub cluster_ca_certificate: Option<PathBuf>,
     /// The process that started this one and whose end ends it: for `tandem serve`'s own workers.
     #[arg(long, value_name = "PID", hide = true)]
     pub child_of: Option<u32>,

@@ -66,9 +66,11 @@ prop_compose! {
         starts in vec(start(), 0..3),
         copies in vec((pool(), any::<u32>(), any::<u32>()), 0..3),
         rows in vec(row(), 0..4),
+        slice in option::of((vec(row(), 0..3), any::<u32>())),
     ) -> StepPlan {
         let copies = copies.into_iter().map(|(pool, from, to)| BlockCopy { pool, from, to }).collect();
-        StepPlan { epoch, step, ends, starts, copies, rows }
+        let slice = slice.map(|(rows, layers)| Slice { rows, layers });
+        StepPlan { epoch, step, ends, starts, copies, slice, rows }
     }
 }
 
@@ -92,10 +94,11 @@ prop_compose! {
 
 prop_compose! {
     fn result()(
-        (epoch, step, forward_us, sample_us) in (any::<u64>(), any::<u64>(), any::<u64>(), any::<u64>()),
+        (epoch, step) in (any::<u64>(), any::<u64>()),
+        (slice_us, forward_us, sample_us) in (any::<u64>(), any::<u64>(), any::<u64>()),
         rows in vec(row_result(), 0..4),
     ) -> StepResult {
-        StepResult { epoch, step, rows, timings: StepTimings { forward_us, sample_us } }
+        StepResult { epoch, step, rows, timings: StepTimings { slice_us, forward_us, sample_us } }
     }
 }
 

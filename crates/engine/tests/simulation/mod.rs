@@ -8,12 +8,12 @@ mod run;
 mod worker;
 
 pub use run::Simulation;
-pub use worker::{HashWorker, expected};
+pub use worker::{HashWorker, LAYER_TOKEN_US, expected};
 
 use tandem_engine::{EngineSettings, Request};
 use tandem_step::{Capacity, Sampling};
 
-/// Ample pools: context 256, blocks of 4, window 16, eight streams, a vocabulary of 1000.
+/// Ample pools: context 256, blocks of 4, window 16, eight streams, six layers, a vocabulary of 1000.
 pub fn roomy() -> Capacity {
     Capacity {
         block_tokens: 4,
@@ -23,12 +23,14 @@ pub fn roomy() -> Capacity {
         context: 256,
         max_streams: 8,
         max_step_tokens: 64,
+        layers: 6,
         vocab: 1000,
     }
 }
 
+/// Chunks are run whole.
 pub fn settings(prefill_chunk: u32, pipeline_depth: u32) -> EngineSettings {
-    EngineSettings { prefill_chunk, pipeline_depth, ..EngineSettings::default() }
+    EngineSettings { prefill_chunk, pipeline_depth, prefill_slice: None, ..EngineSettings::default() }
 }
 
 /// A request with seed 7 and no stop tokens.

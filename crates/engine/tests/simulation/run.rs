@@ -49,8 +49,11 @@ pub struct Simulation {
     pub scheduler: Scheduler,
     pub now: Instant,
     pub outcomes: BTreeMap<RequestId, Outcome>,
+    /// Slices run.
+    pub slices: u64,
     worker: HashWorker,
-    results: VecDeque<StepResult>,
+    /// Results kept back, and whether their step had rows of its own.
+    results: VecDeque<(StepResult, bool)>,
     /// Requests that the last step gave a token, and how many preemptions there had been.
     decoding: (Vec<RequestId>, u64),
 }
@@ -62,6 +65,7 @@ impl Simulation {
             scheduler: Scheduler::new(capacity, settings).unwrap(),
             now: Instant::now(),
             outcomes: BTreeMap::new(),
+            slices: 0,
             results: VecDeque::new(),
             decoding: (Vec::new(), 0),
             capacity,
@@ -91,19 +95,22 @@ impl Simulation {
         let plan = self.scheduler.next_plan(self.now);
         self.settle();
         if let Some(plan) = &plan {
-            self.results.push_back(self.worker.run(plan.clone()));
+            self.slices += u64::from(plan.slice.is_some());
+            self.results.push_back((self.worker.run(plan.clone()), !plan.rows.is_empty()));
         }
         plan
     }
 
     /// Applies the oldest result kept back; `false` if there is none.
     pub fn apply(&mut self) -> bool {
-        let Some(result) = self.results.pop_front() else { return false };
+        let Some((result, has_rows)) = self.results.pop_front() else { return false };
         self.worker.returned();
         let before = self.token_counts();
         self.scheduler.apply(result, self.now).unwrap();
         self.settle();
-        self.check_decodes(&before);
+        if has_rows {
+            self.check_decodes(&before);
+        }
         true
     }
 
@@ -113,7 +120,7 @@ impl Simulation {
     }
 
     /// Whoever got a token from a step gets one from the next too, whatever prompts are being computed beside it, unless
-    /// it is over or somebody was preempted.
+    /// it is over or somebody was preempted. A step without rows, which runs the rest of a pass, is not counted.
     fn check_decodes(&mut self, before: &BTreeMap<RequestId, usize>) {
         let got_token = |id: &RequestId| before.get(id).is_some_and(|count| self.outcomes[id].tokens.len() > *count);
         let preemptions = self.scheduler.stats().preemptions;

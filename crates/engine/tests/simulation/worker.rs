@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use tandem_engine::{FinishReason, Request};
 use tandem_step::{
-    BlockAssignment, Capacity, Input, Pool, Row, RowResult, Sampling, Start, StepPlan, StepResult, StepTimings,
+    BlockAssignment, Capacity, Input, Pool, Row, RowResult, Sampling, Slice, Start, StepPlan, StepResult, StepTimings,
     TokenLogprobs,
 };
 
@@ -16,6 +16,21 @@ struct Cell {
     prefix: u64,
 }
 
+/// How long this worker says a layer takes for a prompt token.
+pub const LAYER_TOKEN_US: u64 = 10;
+
+/// A pass that is under way in slices.
+struct Pass {
+    rows: Vec<(Row, Vec<u32>)>,
+    layers: u32,
+}
+
+impl Pass {
+    fn tokens(&self) -> u64 {
+        self.rows.iter().map(|(_, tokens)| tokens.len() as u64).sum()
+    }
+}
+
 pub struct HashWorker {
     capacity: Capacity,
     prefill_chunk: u32,
@@ -24,6 +39,7 @@ pub struct HashWorker {
     full: Vec<Option<Cell>>,
     sliding: Vec<Option<Cell>>,
     slots: Vec<Option<Slot>>,
+    pass: Option<Pass>,
     /// Blocks that each step in flight writes.
     writing: VecDeque<BTreeSet<(Pool, u32)>>,
 }
@@ -46,6 +62,7 @@ impl HashWorker {
             full: cells(capacity.full_blocks),
             sliding: cells(capacity.sliding_blocks),
             slots: (0..capacity.max_streams).map(|_| None).collect(),
+            pass: None,
             epoch: 0,
             next_step: 0,
             writing: VecDeque::new(),
@@ -63,6 +80,7 @@ impl HashWorker {
     pub fn run(&mut self, plan: StepPlan) -> StepResult {
         assert_eq!((plan.epoch, plan.step), (self.epoch, self.next_step), "plans come in order, each once");
         self.next_step += 1;
+        self.end_pass(&plan.ends);
         for slot in &plan.ends {
             assert!(self.slots[*slot as usize].take().is_some(), "slot {slot} ended without having started");
         }
@@ -74,10 +92,51 @@ impl HashWorker {
         }
         self.check_sizes(&plan);
         self.check_writes(&plan);
-        // All rows write before any reads, as in a batched layer: rows must not depend on each other's order.
-        let tokens: Vec<_> = plan.rows.iter().map(|row| self.write(row)).collect();
-        let rows = plan.rows.iter().zip(tokens).map(|(row, tokens)| self.answer(row, &tokens)).collect();
-        StepResult { epoch: plan.epoch, step: plan.step, rows, timings: StepTimings::default() }
+        let (passed, slice_us) = plan.slice.as_ref().map_or((Vec::new(), 0), |slice| self.run_slice(slice));
+        self.check_apart(&plan);
+        let rows = self.admit(&plan.rows);
+        self.write(&rows);
+        let prompts: u64 = plan.rows.iter().map(|row| row.input.len() as u64).filter(|length| *length > 1).sum();
+        let forward_us = prompts * u64::from(self.capacity.layers) * LAYER_TOKEN_US;
+        let own = rows.iter().map(|(row, tokens)| self.answer(row, tokens)).collect::<Vec<_>>();
+        let timings = StepTimings { slice_us, forward_us, sample_us: 0 };
+        StepResult { epoch: plan.epoch, step: plan.step, rows: [own, passed].concat(), timings }
+    }
+
+    /// Every slice writes and reads like a whole pass: in the positions of its layers it does.
+    fn run_slice(&mut self, slice: &Slice) -> (Vec<RowResult>, u64) {
+        if !slice.rows.is_empty() {
+            assert!(self.pass.is_none(), "a pass begins while another is under way");
+            self.pass = Some(Pass { rows: self.admit(&slice.rows), layers: 0 });
+        }
+        let mut pass = self.pass.take().expect("a slice is of a pass");
+        pass.layers += slice.layers;
+        assert!(slice.layers > 0 && pass.layers <= self.capacity.layers, "{} layers", pass.layers);
+        self.write(&pass.rows);
+        let took = pass.tokens() * u64::from(slice.layers) * LAYER_TOKEN_US;
+        if pass.layers == self.capacity.layers {
+            return (pass.rows.iter().map(|(row, tokens)| self.answer(row, tokens)).collect(), took);
+        }
+        pass.rows.iter().for_each(|(row, tokens)| _ = self.read(row, tokens));
+        self.pass = Some(pass);
+        (Vec::new(), took)
+    }
+
+    fn end_pass(&mut self, ends: &[u32]) {
+        let Some(pass) = &self.pass else { return };
+        let ending = pass.rows.iter().filter(|(row, _)| ends.contains(&row.slot)).count();
+        assert!(ending == 0 || ending == pass.rows.len(), "some slots end in the middle of their pass");
+        if ending > 0 {
+            self.pass = None;
+        }
+    }
+
+    /// Rows beside a pass are few, and not of its slots.
+    fn check_apart(&self, plan: &StepPlan) {
+        let Some(pass) = &self.pass else { return };
+        assert!(plan.rows.iter().map(|row| row.input.len() as u32).sum::<u32>() <= self.capacity.max_streams);
+        let shared = plan.rows.iter().find(|row| pass.rows.iter().any(|(passing, _)| passing.slot == row.slot));
+        assert_eq!(shared, None, "a slot has another row while its pass is under way");
     }
 
     fn start(&mut self, start: &Start) {
@@ -95,15 +154,14 @@ impl HashWorker {
     }
 
     fn check_sizes(&self, plan: &StepPlan) {
-        assert!(!plan.rows.is_empty(), "a step without rows");
-        let lengths = || plan.rows.iter().map(|row| row.input.len() as u32);
+        assert!(!plan.rows.is_empty() || plan.slice.is_some(), "a step without rows");
+        let rows = || plan.rows.iter().chain(plan.slice.iter().flat_map(|slice| &slice.rows));
+        let lengths = || rows().map(|row| row.input.len() as u32);
         assert!(lengths().sum::<u32>() <= self.capacity.max_step_tokens, "a step larger than agreed");
         let prompts: u32 = lengths().filter(|length| *length > 1).sum();
         assert!(prompts <= self.prefill_chunk, "{prompts} prompt tokens in a step");
-        let mut slots: Vec<_> = plan.rows.iter().map(|row| row.slot).collect();
-        slots.sort_unstable();
-        slots.dedup();
-        assert_eq!(slots.len(), plan.rows.len(), "two rows for a slot");
+        let slots: BTreeSet<_> = rows().map(|row| row.slot).collect();
+        assert_eq!(slots.len(), rows().count(), "two rows for a slot");
     }
 
     /// The oldest step in flight is over.
@@ -113,7 +171,8 @@ impl HashWorker {
 
     /// Blocks that a step in flight still writes must not be given to anybody.
     fn check_writes(&mut self, plan: &StepPlan) {
-        for BlockAssignment { pool, block, .. } in plan.rows.iter().flat_map(|row| &row.blocks) {
+        let rows = plan.rows.iter().chain(plan.slice.iter().flat_map(|slice| &slice.rows));
+        for BlockAssignment { pool, block, .. } in rows.flat_map(|row| &row.blocks) {
             let is_written = self.writing.iter().any(|blocks| blocks.contains(&(*pool, *block)));
             assert!(!is_written, "{pool:?} block {block} is assigned while a step in flight writes it");
         }
@@ -141,18 +200,31 @@ impl HashWorker {
         (block * size + position % size) as usize
     }
 
-    /// Assigns a row's blocks and writes its tokens' cells; returns the tokens.
-    fn write(&mut self, row: &Row) -> Vec<u32> {
+    /// Assigns the rows' blocks and resolves their tokens.
+    fn admit(&mut self, rows: &[Row]) -> Vec<(Row, Vec<u32>)> {
+        rows.iter().map(|row| (row.clone(), self.admit_row(row))).collect()
+    }
+
+    fn admit_row(&mut self, row: &Row) -> Vec<u32> {
         let slot = self.slot(row.slot);
         for BlockAssignment { pool, index, block } in &row.blocks {
             slot.blocks.insert((*pool, *index), *block);
         }
         assert_eq!(slot.position.unwrap_or(row.position), row.position, "a row skips or repeats positions");
         slot.position = Some(row.position + row.input.len() as u32);
-        let tokens = match &row.input {
+        match &row.input {
             Input::Tokens(tokens) => tokens.clone(),
             Input::Sampled => vec![slot.sampled.expect("the slot's previous row sampled")],
-        };
+        }
+    }
+
+    /// Writes the cells of the rows' tokens. All write before any reads, as in a batched layer: rows must not depend on each
+    /// other's order.
+    fn write(&mut self, rows: &[(Row, Vec<u32>)]) {
+        rows.iter().for_each(|(row, tokens)| self.write_row(row, tokens));
+    }
+
+    fn write_row(&mut self, row: &Row, tokens: &[u32]) {
         let mut prefix = match row.position.checked_sub(1) {
             Some(before) => {
                 let address = self.address(row.slot, Pool::Full, before);
@@ -169,11 +241,10 @@ impl HashWorker {
                 self.writing.back_mut().expect("the running step is the last").insert((pool, block));
             }
         }
-        tokens
     }
 
-    /// Reads all a row's queries read, and answers it.
-    fn answer(&mut self, row: &Row, tokens: &[u32]) -> RowResult {
+    /// Reads all a row's queries read: what the sequence is up to each position.
+    fn read(&mut self, row: &Row, tokens: &[u32]) -> Vec<u64> {
         let end = row.position + tokens.len() as u32;
         let window_start = (row.position + 1).saturating_sub(self.capacity.window);
         let mut prefix = 0;
@@ -189,13 +260,19 @@ impl HashWorker {
             }
             prefixes.push(prefix);
         }
+        prefixes
+    }
+
+    fn answer(&mut self, row: &Row, tokens: &[u32]) -> RowResult {
+        let (prefixes, end) = (self.read(row, tokens), row.position + tokens.len() as u32);
         let scores = row.score.iter().flat_map(|score| {
             assert!(!score.targets.is_empty() && score.targets.len() <= tokens.len());
             let here = &prefixes[row.position as usize..];
             score.targets.iter().zip(here).map(|(target, prefix)| score_of(*prefix, *target)).collect::<Vec<_>>()
         });
         let scores = scores.collect();
-        let (token, logprobs) = if row.sample { self.sample(row.slot, prefix, end) } else { (None, None) };
+        let (token, logprobs) =
+            if row.sample { self.sample(row.slot, prefixes[end as usize - 1], end) } else { (None, None) };
         RowResult { slot: row.slot, token, logprobs, scores, error: None }
     }
 

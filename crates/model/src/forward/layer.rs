@@ -44,9 +44,58 @@ impl<B: Backend> Pools<B> {
     }
 }
 
-/// Activations of one step, allocated once.
+/// Residual streams, allocated once. Few rows have one of their own: a pass of many may be half through meanwhile.
+pub(super) struct Residuals<B: Backend> {
+    few: B::Buffer,
+    rows_of_few: usize,
+    many: B::Buffer,
+    /// Which of the two was computed last.
+    last: Residual,
+}
+
+/// One of the residual streams.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Residual {
+    Few,
+    Many,
+}
+
+impl<B: Backend> Residuals<B> {
+    /// For steps of at most `rows` rows, of which `few` are few.
+    pub(super) fn new(backend: &B, config: &Config, few: usize, rows: usize) -> Result<Self, BackendError> {
+        Ok(Self {
+            few: backend.buffer(few, config.hidden)?,
+            rows_of_few: few,
+            many: backend.buffer(rows, config.hidden)?,
+            last: Residual::Few,
+        })
+    }
+
+    /// The one for a pass of so many rows that nothing comes between.
+    pub(super) fn place(&self, rows: usize) -> Residual {
+        if rows <= self.rows_of_few { Residual::Few } else { Residual::Many }
+    }
+
+    /// The one to compute.
+    pub(super) fn take(&mut self, which: Residual) -> &mut B::Buffer {
+        self.last = which;
+        match which {
+            Residual::Few => &mut self.few,
+            Residual::Many => &mut self.many,
+        }
+    }
+
+    /// The one that was computed last.
+    pub(super) fn last(&self) -> &B::Buffer {
+        match self.last {
+            Residual::Few => &self.few,
+            Residual::Many => &self.many,
+        }
+    }
+}
+
+/// Activations within a layer, allocated once.
 pub(super) struct Scratch<B: Backend> {
-    pub(super) residual: B::Buffer,
     normed: B::Buffer,
     qkv: B::Buffer,
     attended: B::Buffer,
@@ -61,7 +110,6 @@ impl<B: Backend> Scratch<B> {
     pub(super) fn new(backend: &B, config: &Config, shards: &[Shard], rows: usize) -> Result<Self, BackendError> {
         let (first, several) = (&shards[0], shards.len() > 1);
         Ok(Self {
-            residual: backend.buffer(rows, config.hidden)?,
             normed: backend.buffer(rows, config.hidden)?,
             qkv: backend.buffer(rows, first.qkv_width(config))?,
             attended: backend.buffer(rows, first.q_width(config))?,
@@ -74,21 +122,17 @@ impl<B: Backend> Scratch<B> {
 
 impl<B: Backend> Layer<B> {
     /// `x += attention(norm(x)); x += experts(norm(x))`, x being the residual stream.
-    #[allow(clippy::too_many_arguments)]
     pub(super) fn forward(
         &self,
-        backend: &B,
-        config: &Config,
-        rope: &Rope,
-        batch: &Batch<'_>,
+        pass: &Pass<'_, B>,
         pools: &mut [Pools<B>],
         ranks: Ranks<'_>,
+        x: &mut B::Buffer,
         s: &mut Scratch<B>,
     ) -> Result<(), ModelError> {
-        let pass = Pass { backend, config, rope, batch };
         match (&self.parts[..], &mut *pools, ranks) {
-            ([part], [pools], Ranks::Alone) => self.undivided(&pass, part, pools, s),
-            (_, pools, ranks) => self.divided(&pass, pools, ranks, s),
+            ([part], [pools], Ranks::Alone) => self.undivided(pass, part, pools, x, s),
+            (_, pools, ranks) => self.divided(pass, pools, ranks, x, s),
         }
     }
 
@@ -97,13 +141,14 @@ impl<B: Backend> Layer<B> {
         pass: &Pass<'_, B>,
         part: &Part<B>,
         pools: &mut Pools<B>,
+        x: &mut B::Buffer,
         s: &mut Scratch<B>,
     ) -> Result<(), ModelError> {
         let (backend, n) = (pass.backend, pass.batch.tokens.len());
-        self.attend(pass, part, pools, s)?;
-        backend.linear_add(&s.attended, n, &part.out, Some(&part.out_bias), &mut s.update, &mut s.residual)?;
-        self.route(pass, s)?;
-        backend.moe_add(&s.normed, n, &s.routing, &part.experts, &mut s.update, &mut s.residual)?;
+        self.attend(pass, part, pools, x, s)?;
+        backend.linear_add(&s.attended, n, &part.out, Some(&part.out_bias), &mut s.update, x)?;
+        self.route(pass, x, s)?;
+        backend.moe_add(&s.normed, n, &s.routing, &part.experts, &mut s.update, x)?;
         Ok(())
     }
 
@@ -114,23 +159,24 @@ impl<B: Backend> Layer<B> {
         pass: &Pass<'_, B>,
         pools: &mut [Pools<B>],
         mut ranks: Ranks<'_>,
+        x: &mut B::Buffer,
         s: &mut Scratch<B>,
     ) -> Result<(), ModelError> {
         let (backend, n) = (pass.backend, pass.batch.tokens.len());
         for (index, (part, pools)) in self.parts.iter().zip(pools).enumerate() {
-            self.attend(pass, part, pools, s)?;
+            self.attend(pass, part, pools, x, s)?;
             let out = if index == 0 { &mut s.update } else { &mut s.partial };
             backend.linear(&s.attended, n, &part.out, Some(&part.out_bias), out)?;
             s.add_partial(backend, n, index)?;
         }
-        s.add_update(pass, ranks.reborrow())?;
-        self.route(pass, s)?;
+        s.add_update(pass, ranks.reborrow(), x)?;
+        self.route(pass, x, s)?;
         for (index, part) in self.parts.iter().enumerate() {
             let out = if index == 0 { &mut s.update } else { &mut s.partial };
             backend.moe(&s.normed, n, &s.routing, &part.experts, out)?;
             s.add_partial(backend, n, index)?;
         }
-        s.add_update(pass, ranks)
+        s.add_update(pass, ranks, x)
     }
 
     /// Attention of a part's heads, up to the output projection.
@@ -139,6 +185,7 @@ impl<B: Backend> Layer<B> {
         pass: &Pass<'_, B>,
         part: &Part<B>,
         pools: &mut Pools<B>,
+        x: &B::Buffer,
         s: &mut Scratch<B>,
     ) -> Result<(), ModelError> {
         let Pass { backend, config, rope, batch } = *pass;
@@ -148,15 +195,15 @@ impl<B: Backend> Layer<B> {
             AttentionKind::Full => &mut pools.full,
             AttentionKind::Sliding { .. } => &mut pools.sliding,
         };
-        backend.norm_linear(&s.residual, n, norm, &part.qkv, Some(&part.qkv_bias), &mut s.normed, &mut s.qkv)?;
+        backend.norm_linear(x, n, norm, &part.qkv, Some(&part.qkv_bias), &mut s.normed, &mut s.qkv)?;
         backend.rope_attention(&mut s.qkv, rope, &part.sinks, &context, kv, &mut s.attended)?;
         Ok(())
     }
 
-    fn route(&self, pass: &Pass<'_, B>, s: &mut Scratch<B>) -> Result<(), ModelError> {
+    fn route(&self, pass: &Pass<'_, B>, x: &B::Buffer, s: &mut Scratch<B>) -> Result<(), ModelError> {
         let (n, norm) = (pass.batch.tokens.len(), (&self.post_norm, pass.config.rms_eps));
         let (router, bias) = (&self.router, &self.router_bias);
-        pass.backend.norm_route(&s.residual, n, norm, router, bias, &mut s.normed, &mut s.routing)?;
+        pass.backend.norm_route(x, n, norm, router, bias, &mut s.normed, &mut s.routing)?;
         Ok(())
     }
 }
@@ -182,11 +229,11 @@ impl Ranks<'_> {
 }
 
 /// What all layers of a pass share.
-struct Pass<'a, B: Backend> {
-    backend: &'a B,
-    config: &'a Config,
-    rope: &'a Rope,
-    batch: &'a Batch<'a>,
+pub(super) struct Pass<'a, B: Backend> {
+    pub(super) backend: &'a B,
+    pub(super) config: &'a Config,
+    pub(super) rope: &'a Rope,
+    pub(super) batch: &'a Batch<'a>,
 }
 
 impl<B: Backend> Scratch<B> {
@@ -195,17 +242,17 @@ impl<B: Backend> Scratch<B> {
         if index == 0 { Ok(()) } else { backend.add(&mut self.update, n, &self.partial) }
     }
 
-    /// `residual += update`, summed over all ranks.
-    fn add_update(&mut self, pass: &Pass<'_, B>, ranks: Ranks<'_>) -> Result<(), ModelError> {
+    /// `x += update`, summed over all ranks.
+    fn add_update(&mut self, pass: &Pass<'_, B>, ranks: Ranks<'_>, x: &mut B::Buffer) -> Result<(), ModelError> {
         let (backend, n) = (pass.backend, pass.batch.tokens.len());
         match ranks {
             Ranks::Alone => {}
-            Ranks::OnDevice => return Ok(backend.exchange_add(&self.update, n, &mut self.residual)?),
+            Ranks::OnDevice => return Ok(backend.exchange_add(&self.update, n, x)?),
             Ranks::OnHost(exchange) => {
                 let values = n * pass.config.hidden;
                 backend.on_host::<ModelError>(&mut self.update, values, &mut |host| Ok(exchange.all_reduce(host)?))?;
             }
         }
-        Ok(backend.add(&mut self.residual, n, &self.update)?)
+        Ok(backend.add(x, n, &self.update)?)
     }
 }

@@ -117,6 +117,7 @@ pub fn plan_memory(config: &Config, request: &MemoryRequest) -> Result<MemoryPla
             context,
             max_streams: request.max_streams,
             max_step_tokens: sizes.step_tokens,
+            layers: config.layers() as u32,
             vocab: config.vocab as u32,
         },
         full_kv_bytes_per_token: sizes.full_token_bytes,
@@ -178,8 +179,8 @@ impl<'a> Sizes<'a> {
             weights: weight_bytes(config, counting),
             activations: match request.computing {
                 Computing::Cuda(work) => device_bytes(config, request, shard, (step_tokens, context), work),
-                Computing::CpuExact => cpu_bytes(config, shard, step_tokens, false),
-                Computing::CpuFast => cpu_bytes(config, shard, step_tokens, true),
+                Computing::CpuExact => cpu_bytes(config, request, shard, step_tokens, false),
+                Computing::CpuFast => cpu_bytes(config, request, shard, step_tokens, true),
             },
             full_token_bytes: layer_token * config.layers_of(LayerKind::Full) as u64,
             sliding_token_bytes: layer_token * config.layers_of(LayerKind::Sliding) as u64,
@@ -252,8 +253,9 @@ fn sliding_blocks(config: &Config, request: &MemoryRequest) -> u32 {
 }
 
 /// Working memory on a CPU: per token of a step the residual stream, its norm, an update, q, k, v and attention's result in f32, and
-/// the chosen experts' inner activations; logits of some rows, on the device and on the host; a chunk's input quantised.
-fn cpu_bytes(config: &Config, shard: &Shard, step_tokens: u32, fast: bool) -> u64 {
+/// the chosen experts' inner activations; a second residual stream for a token of every request; logits of some rows, on the
+/// device and on the host; a chunk's input quantised.
+fn cpu_bytes(config: &Config, request: &MemoryRequest, shard: &Shard, step_tokens: u32, fast: bool) -> u64 {
     const F32: usize = size_of::<f32>();
     let heads = shard.qkv_width(config) + shard.q_width(config);
     let inner = config.top_k * shard.units.len();
@@ -267,7 +269,8 @@ fn cpu_bytes(config: &Config, shard: &Shard, step_tokens: u32, fast: bool) -> u6
     };
     let per_token = (3 * config.hidden + heads + config.experts) * F32 + temporary;
     let logits = LOGIT_ROWS * (2 * config.hidden + logits_per_row(config, shard)) * F32;
-    u64::from(step_tokens) * per_token as u64 + logits as u64
+    let beside = request.max_streams as usize * config.hidden * F32;
+    u64::from(step_tokens) * per_token as u64 + (beside + logits) as u64
 }
 
 /// Values kept for a row of logits: this rank's on the device, those of all ranks on the host, and with several ranks

@@ -153,8 +153,8 @@ fn a_gpus_working_memory_is_planned_to_the_byte() {
         let plan = plan_memory(&config, &asked).unwrap();
         let (rows, blocks) = (plan.capacity.max_step_tokens as usize, plan.capacity.context.div_ceil(16) as usize);
         // Residual stream, norm and update; q, k, v; attention's result; four experts and weights; 64 rows of
-        // logits here and on the host; a row of partial sums.
-        let buffers = rows * 4 * (3 * 2880 + 5120 + 4096 + 8) + 64 * 4 * (2 * 2880 + 2 * 201_088) + 4 * 2880;
+        // logits here and on the host; a row of partial sums; the residual stream of a token for each of 16 requests.
+        let buffers = rows * 4 * (3 * 2880 + 5120 + 4096 + 8) + 64 * 4 * (2 * 2880 + 2 * 201_088) + 17 * 4 * 2880;
         let limits = StepLimits { rows, sequences: 16, blocks, widths: config.widths() };
         let line = plan.table.lines.iter().find(|line| line.what == "activations").unwrap();
         assert_eq!(line.bytes, buffers as u64 + work(&limits));

@@ -11,8 +11,8 @@ pub type DeviceWork = fn(&StepLimits) -> u64;
 const F32: usize = size_of::<f32>();
 
 /// Working memory of a device that reserves all of it: the model's buffers (residual stream, its norm, an update, q, k, v,
-/// attention's result, a routing, a row of partial sums, logits there and on the host), and what the backend takes for steps
-/// of so many rows.
+/// attention's result, a routing, a row of partial sums, a second residual stream for a token of every request, logits there
+/// and on the host), and what the backend takes for steps of so many rows.
 pub(super) fn device_bytes(
     config: &Config,
     request: &MemoryRequest,
@@ -29,5 +29,5 @@ pub(super) fn device_bytes(
     let heads = shard.qkv_width(config) + shard.q_width(config);
     let per_row = (3 * config.hidden + heads + 2 * config.top_k) * F32;
     let logits = LOGIT_ROWS.min(limits.rows) * (2 * config.hidden + logits_per_row(config, shard)) * F32;
-    (limits.rows * per_row + config.hidden * F32 + logits) as u64 + work(&limits)
+    (limits.rows * per_row + (1 + limits.sequences) * config.hidden * F32 + logits) as u64 + work(&limits)
 }

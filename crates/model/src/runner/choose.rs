@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tandem_backend::{Backend, Draw, NO_TOKEN};
-use tandem_step::{Masker, Row, RowResult, StepPlan};
+use tandem_step::{Masker, Row, RowResult};
 
 use super::{Runner, Slot, bad, slot_mut, slot_ref};
 use crate::forward::{LOGIT_ROWS, ModelError};
@@ -37,15 +37,15 @@ struct Drawn {
 
 impl<B: Backend> Runner<B> {
     /// Samples and scores.
-    pub(super) fn choose(&mut self, plan: &StepPlan, tokens: usize) -> Result<Vec<RowResult>, ModelError> {
+    pub(super) fn choose(&mut self, asked: &[Row], tokens: usize) -> Result<Vec<RowResult>, ModelError> {
         let until = Instant::now() + self.patience();
-        let mut results: Vec<RowResult> = plan.rows.iter().map(|row| RowResult::empty(row.slot)).collect();
-        let (drawn, wanted) = self.share_out(plan, tokens)?;
-        self.await_constraints(plan, &drawn, &wanted, until)?;
+        let mut results: Vec<RowResult> = asked.iter().map(|row| RowResult::empty(row.slot)).collect();
+        let (drawn, wanted) = self.share_out(asked, tokens)?;
+        self.await_constraints(asked, &drawn, &wanted, until)?;
         for some in drawn.chunks(LOGIT_ROWS) {
-            self.draw(plan, some, until, &mut results)?;
+            self.draw(asked, some, until, &mut results)?;
         }
-        self.sample(plan, wanted, &mut results)?;
+        self.sample(asked, wanted, &mut results)?;
         for result in results.iter_mut().filter(|result| result.token.is_some()) {
             result.error = slot_ref(&self.slots, result.slot)?.failed.clone();
         }
@@ -59,13 +59,13 @@ impl<B: Backend> Runner<B> {
     }
 
     /// Which tokens the model can draw, and what is wanted of the other rows of the batch.
-    fn share_out(&self, plan: &StepPlan, tokens: usize) -> Result<(Vec<Drawn>, Wants), ModelError> {
+    fn share_out(&self, asked: &[Row], tokens: usize) -> Result<(Vec<Drawn>, Wants), ModelError> {
         let (mut drawn, mut rest) = (Vec::new(), Vec::new());
-        for (at, want) in wanted(plan, tokens)? {
+        for (at, want) in wanted(asked, tokens)? {
             let draw = match want {
                 Want::Token(row) if self.model.draws() => {
-                    let slot = plan.rows[row].slot;
-                    let first = slot_ref(&self.slots, slot)?.plain_draw(next_position(&plan.rows[row]));
+                    let slot = asked[row].slot;
+                    let first = slot_ref(&self.slots, slot)?.plain_draw(next_position(&asked[row]));
                     first.map(|first| Drawn { at, row, slot, first })
                 }
                 _ => None,
@@ -82,7 +82,7 @@ impl<B: Backend> Runner<B> {
     /// draws with and without a mask at once, and ranks that sample each by itself must not wait for one another there.
     fn await_constraints(
         &mut self,
-        plan: &StepPlan,
+        asked: &[Row],
         drawn: &[Drawn],
         wanted: &[(usize, Want)],
         until: Instant,
@@ -90,7 +90,7 @@ impl<B: Backend> Runner<B> {
         let ranks = self.model.exchange_deadline().is_some();
         let drawn = drawn.iter().map(|drawn| (drawn.slot, !ranks));
         let sampled = wanted.iter().filter_map(|(_, want)| match want {
-            Want::Token(row) => Some((plan.rows[*row].slot, ranks)),
+            Want::Token(row) => Some((asked[*row].slot, ranks)),
             Want::Score { .. } => None,
         });
         let mut slots = Vec::new();
@@ -122,15 +122,15 @@ impl<B: Backend> Runner<B> {
     /// Has the model draw tokens, at most [`LOGIT_ROWS`].
     fn draw(
         &mut self,
-        plan: &StepPlan,
+        asked: &[Row],
         drawn: &[Drawn],
         until: Instant,
         results: &mut [RowResult],
     ) -> Result<(), ModelError> {
         self.model.unembed(&drawn.iter().map(|drawn| drawn.at).collect::<Vec<_>>())?;
         let tokens = match self.model.exchange_deadline() {
-            Some(_) => self.draw_among_ranks(plan, drawn, until)?,
-            None => self.draw_on_device(plan, drawn)?,
+            Some(_) => self.draw_among_ranks(asked, drawn, until)?,
+            None => self.draw_on_device(asked, drawn)?,
         };
         for (Drawn { row, slot, .. }, token) in drawn.iter().zip(tokens) {
             slot_mut(&mut self.slots, *slot)?.take(known(token), &mut results[*row]);
@@ -142,7 +142,7 @@ impl<B: Backend> Runner<B> {
     }
 
     /// First draws, and then second ones of those whose token was not allowed.
-    fn draw_among_ranks(&mut self, plan: &StepPlan, drawn: &[Drawn], until: Instant) -> Result<Vec<u32>, ModelError> {
+    fn draw_among_ranks(&mut self, asked: &[Row], drawn: &[Drawn], until: Instant) -> Result<Vec<u32>, ModelError> {
         let first: Vec<(usize, Draw)> = drawn.iter().map(|drawn| drawn.first.clone()).enumerate().collect();
         let mut tokens = self.model.draw_unembedded(&first)?;
         let mut refused = Vec::new();
@@ -161,7 +161,7 @@ impl<B: Backend> Runner<B> {
         self.await_slots(&slots, until)?;
         let mut second = Vec::new();
         for i in refused {
-            second.extend(self.second_draw(plan, &drawn[i])?.map(|draw| (i, draw)));
+            second.extend(self.second_draw(asked, &drawn[i])?.map(|draw| (i, draw)));
         }
         for ((i, _), token) in second.iter().zip(self.model.draw_unembedded(&second)?) {
             tokens[*i] = token;
@@ -170,10 +170,10 @@ impl<B: Backend> Runner<B> {
     }
 
     /// First and second draws at once: the device is waited for only once, and masks were computed while it was busy.
-    fn draw_on_device(&mut self, plan: &StepPlan, drawn: &[Drawn]) -> Result<Vec<u32>, ModelError> {
+    fn draw_on_device(&mut self, asked: &[Row], drawn: &[Drawn]) -> Result<Vec<u32>, ModelError> {
         let mut draws: Vec<(usize, Draw)> = drawn.iter().map(|drawn| drawn.first.clone()).enumerate().collect();
         for (i, drawn) in drawn.iter().enumerate() {
-            draws.extend(self.second_draw(plan, drawn)?.map(|draw| (i, draw)));
+            draws.extend(self.second_draw(asked, drawn)?.map(|draw| (i, draw)));
         }
         let mut tokens = self.model.draw_unembedded(&draws)?;
         let second = tokens.split_off(drawn.len());
@@ -187,13 +187,13 @@ impl<B: Backend> Runner<B> {
     }
 
     /// The draw under a mask, where there is a constraint that could be followed.
-    fn second_draw(&mut self, plan: &StepPlan, drawn: &Drawn) -> Result<Option<Draw>, ModelError> {
+    fn second_draw(&mut self, asked: &[Row], drawn: &Drawn) -> Result<Option<Draw>, ModelError> {
         let Some(masker) = self.masker_of(drawn.slot)? else { return Ok(None) };
         let mask = masker.mask(drawn.slot);
         let slot = slot_mut(&mut self.slots, drawn.slot)?;
         Ok(slot
             .note(mask)
-            .map(|mask| sampler::second_draw(&drawn.first, &slot.sampling, next_position(&plan.rows[drawn.row]), mask)))
+            .map(|mask| sampler::second_draw(&drawn.first, &slot.sampling, next_position(&asked[drawn.row]), mask)))
     }
 
     /// Whether the constraint, if there is one, allows a token.
@@ -204,13 +204,13 @@ impl<B: Backend> Runner<B> {
     }
 
     /// Samples and scores on the host.
-    fn sample(&mut self, plan: &StepPlan, wanted: Wants, results: &mut [RowResult]) -> Result<(), ModelError> {
+    fn sample(&mut self, asked: &[Row], wanted: Wants, results: &mut [RowResult]) -> Result<(), ModelError> {
         let (rows, wants): (Vec<usize>, Vec<Want>) = wanted.into_iter().unzip();
         let Self { slots, masker, sampler, model, .. } = self;
         model.logits(&rows, |i, logits| match wants[i] {
             Want::Score { row, target, top } => results[row].scores.push(logprobs(logits, target, top)),
             Want::Token(row) => {
-                let (slot, position) = (plan.rows[row].slot, next_position(&plan.rows[row]));
+                let (slot, position) = (asked[row].slot, next_position(&asked[row]));
                 if let Some(Some(state)) = slots.get_mut(slot as usize) {
                     let masker = masker.as_mut().filter(|_| state.follows());
                     let bound = masker.map(|masker| Bound { masker: masker.as_mut(), slot });
@@ -306,10 +306,10 @@ fn next_position(row: &Row) -> u32 {
 }
 
 /// Which rows of the batch need logits, in ascending order, and what for.
-fn wanted(plan: &StepPlan, tokens: usize) -> Result<Wants, ModelError> {
+fn wanted(asked: &[Row], tokens: usize) -> Result<Wants, ModelError> {
     let mut wants = Vec::new();
     let mut first = 0;
-    for (index, row) in plan.rows.iter().enumerate() {
+    for (index, row) in asked.iter().enumerate() {
         if let Some(score) = &row.score {
             if score.targets.len() > row.input.len() {
                 return bad(format!("{} targets for {} tokens", score.targets.len(), row.input.len()));

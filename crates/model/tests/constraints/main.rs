@@ -83,6 +83,7 @@ fn runner<B: Backend>(backend: B, full_blocks: u32) -> Runner<B> {
         context: CONTEXT,
         max_streams: STREAMS,
         max_step_tokens: 64,
+        layers: SyntheticKind::Tiny.config().layers() as u32,
         vocab: Tokenizer::VOCAB_SIZE as u32,
     };
     let formats = Formats { dense: DenseFormat::Bf16, kv: KvFormat::F32 };

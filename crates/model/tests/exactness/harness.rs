@@ -64,6 +64,7 @@ impl Harness {
             context: CONTEXT,
             max_streams: SEQUENCES_MAX,
             max_step_tokens: CONTEXT * SEQUENCES_MAX,
+            layers: config.layers() as u32,
             vocab: config.vocab as u32,
         };
         let backend = CpuBackend::new(CpuOptions { precision, threads: Some(2), isa: None }).unwrap();

@@ -24,12 +24,16 @@ use crate::links::links;
 
 const STREAMS: u32 = 4;
 const CONTEXT: u32 = 512;
-/// Longer than any step on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Longer than any step on a busy machine, also an emulated one.
+const PATIENCE: Duration = Duration::from_secs(600);
 const SPLITS: [ExpertSplit; 2] = [ExpertSplit::Slice, ExpertSplit::Whole];
 
 /// Whoever carries out plans: one worker, or all ranks in lock-step.
-struct Group(Vec<LocalWorker>);
+struct Group {
+    workers: Vec<LocalWorker>,
+    /// Slices of passes that it was given.
+    slices: usize,
+}
 
 impl Group {
     fn undivided(store: &dyn WeightStore) -> Self {
@@ -70,15 +74,23 @@ impl Group {
             let masks = Box::new(Masks::start(1).unwrap());
             LocalWorker::start(Runner::new(model).with_masker(masks)).unwrap()
         };
-        Self(models.into_iter().map(start).collect())
+        Self { workers: models.into_iter().map(start).collect(), slices: 0 }
     }
 
     /// The result of the oldest step, which is the same on all ranks.
     fn next(&mut self) -> StepResult {
-        let mut results = self.0.iter_mut().map(|worker| worker.next(PATIENCE).unwrap());
+        let mut results = self.workers.iter_mut().map(|worker| worker.next(PATIENCE).unwrap());
         let first = results.next().unwrap();
         results.for_each(|result| assert_eq!(result.rows, first.rows, "a rank chose otherwise"));
         first
+    }
+}
+
+/// Between the processes of a machine, and RDMA where a variable says that there is a device: then that alone is of interest.
+fn transports() -> Vec<TransportKind> {
+    match std::env::var_os("TANDEM_TEST_RDMA") {
+        Some(_) => vec![TransportKind::Rdma],
+        None => vec![TransportKind::Shm, TransportKind::Tcp],
     }
 }
 
@@ -98,6 +110,7 @@ fn capacity(store: &dyn WeightStore) -> Capacity {
         context: CONTEXT,
         max_streams: STREAMS,
         max_step_tokens: 128,
+        layers: config.layers() as u32,
         vocab: config.vocab as u32,
     }
 }
@@ -107,15 +120,19 @@ fn capacity(store: &dyn WeightStore) -> Capacity {
 struct Manner {
     pipeline_depth: u32,
     prefill_chunk: u32,
+    /// One layer at a time beside decodes, or chunks whole.
+    sliced: bool,
     /// All requests at once, or one after another.
     together: bool,
 }
 
-const MANNERS: [Manner; 4] = [
-    Manner { pipeline_depth: 1, prefill_chunk: 100, together: false },
-    Manner { pipeline_depth: 2, prefill_chunk: 100, together: false },
-    Manner { pipeline_depth: 2, prefill_chunk: 13, together: true },
-    Manner { pipeline_depth: 1, prefill_chunk: 33, together: true },
+const MANNERS: [Manner; 6] = [
+    Manner { pipeline_depth: 1, prefill_chunk: 100, sliced: false, together: false },
+    Manner { pipeline_depth: 2, prefill_chunk: 100, sliced: false, together: false },
+    Manner { pipeline_depth: 2, prefill_chunk: 13, sliced: false, together: true },
+    Manner { pipeline_depth: 1, prefill_chunk: 33, sliced: false, together: true },
+    Manner { pipeline_depth: 2, prefill_chunk: 13, sliced: true, together: true },
+    Manner { pipeline_depth: 1, prefill_chunk: 33, sliced: true, together: true },
 ];
 
 /// What a client gets of one request.
@@ -140,7 +157,8 @@ fn run_together(group: &mut Group, scheduler: &mut Scheduler, requests: &[Reques
     let (mut outcomes, mut in_flight) = (vec![Outcome::default(); requests.len()], 0);
     loop {
         while let Some(plan) = scheduler.next_plan(now) {
-            group.0.iter_mut().for_each(|worker| worker.submit(plan.clone()).unwrap());
+            group.slices += usize::from(plan.slice.is_some());
+            group.workers.iter_mut().for_each(|worker| worker.submit(plan.clone()).unwrap());
             in_flight += 1;
         }
         if in_flight == 0 {
@@ -170,10 +188,13 @@ fn note(outcome: &mut Outcome, update: Update) {
 fn in_every_manner(mut group: impl FnMut() -> Group, requests: &[Request], capacity: Capacity) -> Vec<Outcome> {
     let mut outcomes: Option<Vec<Outcome>> = None;
     for manner in MANNERS {
-        let Manner { pipeline_depth, prefill_chunk, together } = manner;
-        let settings = EngineSettings { pipeline_depth, prefill_chunk, ..EngineSettings::default() };
+        let Manner { pipeline_depth, prefill_chunk, sliced, together } = manner;
+        let prefill_slice = sliced.then_some(Duration::ZERO);
+        let settings = EngineSettings { pipeline_depth, prefill_chunk, prefill_slice, ..EngineSettings::default() };
         let mut scheduler = Scheduler::new(capacity, settings).unwrap();
-        let got = run(&mut group(), &mut scheduler, requests, together);
+        let mut group = group();
+        let got = run(&mut group, &mut scheduler, requests, together);
+        assert_eq!(group.slices > 0, sliced && (requests.len() > STREAMS as usize || prefill_chunk < 33), "{manner:?}");
         assert!(got.iter().all(|outcome| outcome.reason.is_some()));
         match &outcomes {
             Some(want) => assert_eq!(&got, want, "{manner:?}"),
@@ -211,7 +232,8 @@ fn requests(name: &str) -> Vec<Request> {
 fn ranks_serve_what_one_worker_serves() {
     // An emulator is slow: one checkpoint and transport, and nothing else, is to show the same there.
     let emulated = std::env::var_os("TEST_EMULATED").is_some();
-    let kinds = if emulated { &[TransportKind::Shm][..] } else { &[TransportKind::Shm, TransportKind::Tcp] };
+    let kinds = transports();
+    let kinds = if emulated { &kinds[..1] } else { &kinds[..] };
     for (name, spec) in [("a", CheckpointSpec::A), ("b", CheckpointSpec::B)].into_iter().take(2 - usize::from(emulated))
     {
         let folder = tempfile::tempdir().unwrap();
@@ -250,7 +272,8 @@ fn a_constraint_holds_on_ranks_as_on_one_worker() {
         "minItems": 5, "maxItems": 8});
     let rules = Rules::Text(Content::Json(schema));
     let request = |seed| Request {
-        prompt: (0..20).map(|i| 1000 + i * 7 + seed as u32).collect(),
+        // The longer prompt goes on while the other request is answered.
+        prompt: (0..20 * seed as u32).map(|i| 1000 + i * 7 + seed as u32).collect(),
         max_tokens: 60,
         sampling: Sampling { seed, logprobs: (seed == 1).then_some(1), ..Sampling::default() },
         stop_tokens: STOP_TOKENS.to_vec(),
@@ -358,13 +381,19 @@ fn the_demonstration_model_says_the_same_over_several_ranks() {
         constraint: None,
     };
     let requests: Vec<Request> = short.iter().map(request).collect();
-    for (world, experts) in [(2, ExpertSplit::Slice), (2, ExpertSplit::Whole), (4, ExpertSplit::Slice)] {
-        let settings = EngineSettings { pipeline_depth: 2, prefill_chunk: 64, ..EngineSettings::default() };
+    // Every transport and manner meets every split, without all meeting all.
+    let groups = [2, 4].into_iter().flat_map(|world| SPLITS.map(|experts| (world, experts)));
+    let all = (0..).zip(groups).flat_map(|(turn, group)| transports().into_iter().map(move |kind| (turn, group, kind)));
+    let few = if std::env::var_os("TEST_EMULATED").is_some() { 2 } else { usize::MAX };
+    for (index, (turn, (world, experts), kind)) in all.enumerate().take(few) {
+        let manner = MANNERS[(index + turn) % MANNERS.len()];
+        let Manner { pipeline_depth, prefill_chunk, together } = manner;
+        let settings = EngineSettings { pipeline_depth, prefill_chunk, ..EngineSettings::default() };
         let mut scheduler = Scheduler::new(capacity(&store), settings).unwrap();
-        let mut group = Group::ranks(&store, experts, links(TransportKind::Shm, world));
-        let said = run(&mut group, &mut scheduler, &requests, true);
+        let mut group = Group::ranks(&store, experts, links(kind, world));
+        let said = run(&mut group, &mut scheduler, &requests, together);
         for (said, recorded) in said.iter().zip(&short) {
-            assert_eq!(said.tokens, recorded.reply, "{experts:?} over {world}");
+            assert_eq!(said.tokens, recorded.reply, "{experts:?} over {world}, {kind}, {manner:?}");
         }
     }
 }
@@ -437,7 +466,7 @@ fn a_rank_whose_peer_is_gone_fails_its_step() {
     let store = Checkpoint::open(folder.path()).unwrap();
     for kind in [TransportKind::Shm, TransportKind::Tcp] {
         let Ok([mut left, gone]) =
-            <[LocalWorker; 2]>::try_from(Group::ranks(&store, ExpertSplit::Whole, links(kind, 2)).0)
+            <[LocalWorker; 2]>::try_from(Group::ranks(&store, ExpertSplit::Whole, links(kind, 2)).workers)
         else {
             panic!("two ranks")
         };
