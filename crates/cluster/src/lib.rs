@@ -36,7 +36,7 @@ pub use group::{GroupError, Ready};
 pub use listening::Acceptors;
 pub use order::{Experts, LoadOrder, ModelSource};
 pub use plan::{Decide, Local, Plan, Prove, Remote, Unproven};
-pub use rank::{HostFacts, Rank, RankLoaded, RankOrder};
+pub use rank::{HostFacts, LinkFacts, Rank, RankLoaded, RankOrder};
 pub use supervisor::{Supervisor, SupervisorError};
 pub use token::{Token, TokenError};
 pub use trust::{Trust, TrustError};

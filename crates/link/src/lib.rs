@@ -36,6 +36,7 @@ mod memory;
 mod rdma;
 mod region;
 mod shm;
+mod speed;
 mod tcp;
 mod transport;
 
@@ -44,5 +45,6 @@ pub use error::LinkError;
 #[cfg(any(test, feature = "faults"))]
 pub use faults::{Fault, Faults};
 pub use link::{Abort, Link};
-pub use rdma::RdmaChoice;
+pub use rdma::{RdmaChoice, RdmaPort, rdma_ports};
 pub use region::{LINE_BYTES, Region, SLOTS, STRIPES_MAX, WORLD_MAX};
+pub use speed::LinkSpeed;
