@@ -2,6 +2,7 @@
 //!
 //! A name nobody knows, wherever it was typed, refuses to start and names the nearest one that exists.
 
+mod doctor;
 mod nodes;
 
 use std::ffi::OsString;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::{Arg, ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+pub use doctor::DoctorArgs;
 pub use nodes::{LinkChoice, NodeArgs, WorkerArgs};
 
 const VARIABLE_PREFIX: &str = "TANDEM_";
@@ -49,6 +51,8 @@ pub enum Action {
     Inspect(InspectArgs),
     /// Watch a running server: speed, queue, memory, latencies.
     Top(TopArgs),
+    /// Look for what goes wrong in practice on this node, or with --peer between two, and say how to mend it.
+    Doctor(DoctorArgs),
     /// Make, list and remove the API keys of a server.
     Key(KeyArgs),
     /// The second rank of `bench --link`.
@@ -468,9 +472,10 @@ fn with_file(mut command: Command, args: &[OsString], text: &str) -> Result<Comm
 }
 
 fn with_default(command: Command, key: &str, value: &str) -> Command {
-    let id = settings(&command).find(|arg| arg.get_long() == Some(key)).map(|arg| arg.get_id().clone());
+    let id = settings(&command).find(|arg| key_of(arg) == key).map(|arg| arg.get_id().clone());
     match id {
-        Some(id) => command.mut_arg(id, |arg| arg.default_value(value.to_owned())),
+        // What the file gives need not be typed.
+        Some(id) => command.mut_arg(id, |arg| arg.required(false).default_value(value.to_owned())),
         None => command,
     }
 }
@@ -480,9 +485,14 @@ fn settings(command: &Command) -> impl Iterator<Item = &Arg> {
     command.get_arguments().filter(|arg| arg.get_env().is_some())
 }
 
-/// Long names of the settings of all subcommands.
+/// A setting's key in a file: its long flag, or, of what is given without one, its name.
+fn key_of(arg: &Arg) -> &str {
+    arg.get_long().unwrap_or(arg.get_id().as_str())
+}
+
+/// Keys of the settings of all subcommands.
 fn every_setting(command: &Command) -> Vec<String> {
-    let of = |command: &Command| settings(command).filter_map(|arg| arg.get_long().map(str::to_owned)).collect();
+    let of = |command: &Command| settings(command).map(|arg| key_of(arg).to_owned()).collect();
     let mut names: Vec<String> = of(command);
     names.extend(command.get_subcommands().flat_map(|sub| -> Vec<String> { of(sub) }));
     names
@@ -598,6 +608,32 @@ mod tests {
         assert!(!bench.link);
         assert_eq!(serve(&["tandem", "serve"], "link = \"tcp\"").nodes.link, Some(LinkChoice::Tcp));
         assert!(parse(&["tandem", "bench"], "transport = \"tcp\"").is_err());
+    }
+
+    #[test]
+    fn a_file_may_give_all_that_must_be_given() {
+        let worker = |args: &[&str], file: &str| match parse(args, file).unwrap().action {
+            Action::Worker(worker) => worker,
+            other => panic!("{other:?}"),
+        };
+        let file = include_str!("../../../deploy/settings/worker.toml");
+        let given = worker(&["tandem", "worker"], file);
+        assert_eq!(given.join.to_string(), "192.168.177.1:7000");
+        assert_eq!(worker(&["tandem", "worker", "--join", "spark-a:7000"], file).join.to_string(), "spark-a:7000");
+        assert!(parse(&["tandem", "worker"], "").is_err());
+    }
+
+    #[test]
+    fn the_settings_of_services_mean_what_they_say() {
+        let file = include_str!("../../../deploy/settings/serve.toml");
+        let given = serve(&["tandem", "serve"], file);
+        assert_eq!(given.model.model, Some("/srv/models/gpt-oss-120b".into()));
+        assert_eq!(serve(&["tandem", "serve", "/another"], file).model.model, Some("/another".into()));
+        // And with what is only suggested there.
+        let two = file.replace("# nodes", "nodes").replace("# listen", "listen").replace("# token-file", "token-file");
+        let given = serve(&["tandem", "serve"], &two);
+        assert_eq!((given.nodes.nodes, given.nodes.listen.as_deref()), (2, Some("192.168.177.1:7000")));
+        assert_eq!(given.nodes.token_file, Some("/var/lib/tandem/join-token".into()));
     }
 
     #[test]
