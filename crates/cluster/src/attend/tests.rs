@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use tandem_step::{Capacity, StepPlan, StepResult};
 
 use super::*;
-use crate::{Experts, LoadOrder, ModelSource, RankLoaded};
+use crate::{Experts, LinkFacts, LoadOrder, ModelSource, RankLoaded};
 
 struct Willing;
 
@@ -14,8 +14,8 @@ impl Rank for Willing {
         Ok(RankLoaded::default())
     }
 
-    fn connect(&mut self, _offers: &[Vec<u8>]) -> Result<String, String> {
-        Ok("a wire".into())
+    fn connect(&mut self, _offers: &[Vec<u8>]) -> Result<Option<LinkFacts>, String> {
+        Ok(None)
     }
 
     fn run(&mut self, plan: &StepPlan) -> Result<StepResult, String> {
