@@ -33,6 +33,7 @@ fn load(epoch: u64) -> Told {
         kv: String::new(),
         capacity: Capacity::default(),
         link: String::new(),
+        eager: false,
     };
     Told::Load(RankOrder { rank: 0, world: 1, epoch, address: Ipv4Addr::LOCALHOST.into(), all }.to_wire())
 }
