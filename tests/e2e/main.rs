@@ -5,6 +5,7 @@ mod bench_interrupt;
 mod bench_link;
 mod degraded;
 mod demo;
+mod doctor;
 mod failures;
 mod grpc;
 mod joining;

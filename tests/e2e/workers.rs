@@ -112,6 +112,12 @@ fn workers_give_the_answers_of_one_process() {
         let nodes = extra.iter().find_map(|word| word.parse::<usize>().ok()).unwrap_or(1);
         assert_eq!(status["nodes"].as_array().unwrap().len(), nodes, "{status}");
         assert_eq!(status["link"].is_null(), nodes == 1, "{status}");
+        if nodes == 2 {
+            let measured = |name: &str| status["link"][name].as_f64().unwrap();
+            assert!(measured("exchange_us") > 0.0 && measured("bytes_per_s") > 0.0, "{status}");
+            let top = tandem(&["top", "--once", "--url", server.url()]).output().unwrap();
+            assert!(String::from_utf8_lossy(&top.stdout).contains("for a token's exchange"), "{top:?}");
+        }
     }
 }
 

@@ -99,9 +99,16 @@ function latencyRow(label, { count: number, p50_s, p90_s, p99_s }) {
     element("td", {}, number.toLocaleString()));
 }
 
+// Measured when the nodes connected.
+function linkText(link) {
+  if (!link) return "link: none";
+  const rate = `${(link.bytes_per_s / 1e9).toFixed(2)} GB/s each way`;
+  return `link: ${link.transport}; ${link.exchange_us.toFixed(1)} µs for a token's exchange, ${rate}`;
+}
+
 function nodeCard(node, status) {
   const planned = node.memory.reduce((sum, { bytes: size }) => sum + size, 0);
-  const alone = status.nodes.length === 1 && !status.link ? "alone, so no link" : `link: ${status.link?.transport ?? "none"}`;
+  const alone = status.nodes.length === 1 && !status.link ? "alone, so no link" : linkText(status.link);
   const resident = node.resident_bytes === null ? "" : `; ${bytes(node.resident_bytes)} resident`;
   return element("div", { className: "card" },
     element("div", { className: "node-head" }, element("h2", {}, node.name || "this machine"),

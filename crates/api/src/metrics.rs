@@ -8,7 +8,7 @@ use std::time::Instant;
 use tandem_engine::{EngineStats, FinishReason, Finished, Update};
 
 use crate::histogram::Histogram;
-use crate::status::RequestsReport;
+use crate::status::{LinkReport, RequestsReport};
 
 /// Upper bounds of waits in seconds, from a millisecond to the prefill of a full context on a slow machine.
 const WAITS_S: &[f64] = &[
@@ -81,11 +81,14 @@ impl Metrics {
     }
 
     /// All of it in Prometheus' text format. Without an engine, its figures are left out.
-    pub(crate) fn write(&self, model: &str, stats: Option<EngineStats>) -> String {
+    pub(crate) fn write(&self, model: &str, stats: Option<EngineStats>, link: Option<&LinkReport>) -> String {
         let model = format!("model_name=\"{}\"", model.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"));
         let mut page = Page { text: String::new(), model };
         if let Some(stats) = stats {
             page.engine(&stats);
+        }
+        if let Some(link) = link {
+            page.link(link);
         }
         page.family("request_success_total", "counter", "Choices that ended, by reason.");
         for (reason, count) in REASONS.iter().zip(&self.finished) {
@@ -127,6 +130,14 @@ impl Page {
         self.counter("generation_tokens_total", "Tokens generated.", stats.generated_tokens);
         self.counter("num_preemptions_total", "Requests preempted for want of blocks.", stats.preemptions);
         self.counter("steps_total", "Steps of the model.", stats.steps);
+    }
+
+    fn link(&mut self, link: &LinkReport) {
+        let help = "An exchange of a token's activations between the nodes, as measured when they had connected.";
+        self.gauge("link_exchange_seconds", help, link.exchange_us / 1e6);
+        let help =
+            "What a node sends to each other one while it receives as much, as measured when they had connected.";
+        self.gauge("link_bytes_per_second", help, link.bytes_per_s);
     }
 
     fn family(&mut self, name: &str, kind: &str, help: &str) {

@@ -35,7 +35,8 @@ pub(crate) async fn metrics(State(state): State<ApiState>) -> Response {
     let served = state.served().ok();
     let model = served.as_ref().map_or("", |served| served.model.name());
     let stats = served.as_ref().map(|served| served.engine.stats());
-    let page = state.metrics().write(model, stats);
+    let link = served.as_ref().and_then(|served| served.model.info.link.as_ref());
+    let page = state.metrics().write(model, stats, link);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page).into_response()
 }
 

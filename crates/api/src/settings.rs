@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::access::{Keyring, Origins};
-use crate::status::NodeReport;
+use crate::status::{LinkReport, NodeReport};
 use tandem_harmony::Effort;
 
 /// Settings of the HTTP edge. Every wait has a limit here, and so has everything that grows with what clients send.
@@ -108,8 +108,8 @@ pub struct ModelInfo {
     pub notice: Option<String>,
     /// The machines that compute it, this one first.
     pub nodes: Vec<NodeReport>,
-    /// What carries activations between them, if there are several.
-    pub link: Option<String>,
+    /// How they are connected, if there are several.
+    pub link: Option<LinkReport>,
     /// Why they are fewer than they should be, if so.
     pub degraded: Option<String>,
     /// Whether the first of them is this very process, whose memory can be told.

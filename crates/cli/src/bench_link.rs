@@ -9,9 +9,11 @@ use std::env;
 use std::io::{BufRead, BufReader, Write, stdin, stdout};
 use std::net::Ipv4Addr;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 use tandem_link::{Endpoint, Link, LinkError, RdmaChoice, Settings, TransportKind};
 
@@ -56,9 +58,8 @@ pub fn run_peer(args: &LinkPeerArgs) -> Result<()> {
     let ours = endpoint.offer();
     let mut output = stdout();
     output.write_all(&ours).and_then(|()| output.write_all(b"\n")).and_then(|()| output.flush())?;
-    let mut theirs = String::new();
-    stdin().read_line(&mut theirs).context("reading the first rank's offer")?;
-    let mut link = endpoint.connect(1, 2, &[theirs.trim_end().as_bytes(), &ours], CONNECT)?;
+    let theirs = line_within(CONNECT, BufReader::new(stdin())).context("reading the first rank's offer")?;
+    let mut link = endpoint.connect(1, 2, &[&theirs, &ours], CONNECT)?;
     for values in SIZES {
         measure_size(&mut link, values)?;
     }
@@ -222,6 +223,20 @@ impl Size {
     }
 }
 
+/// A line without its end, unless it takes longer than that. Whoever reads it then reads on until its process ends.
+fn line_within(patience: Duration, mut from: impl BufRead + Send + 'static) -> Result<Vec<u8>> {
+    let (send, read) = mpsc::channel();
+    thread::spawn(move || {
+        let mut line = String::new();
+        let done = from.read_line(&mut line).map(|_| line);
+        // Nobody waits for it any more where it came too late.
+        let _ = send.send(done);
+    });
+    let line = read.recv_timeout(patience).map_err(|_| anyhow!("nothing came within {patience:?}"))??;
+    ensure!(line.ends_with('\n'), "its process ended");
+    Ok(line.trim_end().as_bytes().to_vec())
+}
+
 /// The second rank's process. It ends with this one.
 struct Peer(Child);
 
@@ -235,10 +250,7 @@ impl Peer {
         let pipes = self.0.stdin.take().zip(self.0.stdout.take());
         let (mut input, output) = pipes.context("the second rank has no pipes")?;
         input.write_all(ours).and_then(|()| input.write_all(b"\n")).context("telling the second rank")?;
-        let mut theirs = String::new();
-        BufReader::new(output).read_line(&mut theirs).context("hearing from the second rank")?;
-        ensure!(!theirs.is_empty(), "the second rank ended");
-        Ok(theirs.trim_end().as_bytes().to_vec())
+        line_within(CONNECT, BufReader::new(output)).context("hearing from the second rank")
     }
 }
 
@@ -256,4 +268,21 @@ fn start_peer(arguments: &[String]) -> Result<Child> {
     let mut command = Command::new(program);
     command.arg("link-peer").args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
     command.spawn().context("starting another rank")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_comes_in_time_or_not_at_all() {
+        let line = |text: &'static [u8]| line_within(CONNECT, text).map_err(|error| error.to_string());
+        assert_eq!(line(b"an offer\nand more"), Ok(b"an offer".to_vec()));
+        assert_eq!(line(b"half an off"), Err("its process ended".into()));
+        assert_eq!(line(b""), Err("its process ended".into()));
+        // A pipe whose other end stays open and silent.
+        let (silent, _open) = std::io::pipe().expect("a pipe");
+        let late = line_within(Duration::from_millis(20), BufReader::new(silent)).expect_err("nothing was said");
+        assert!(late.to_string().contains("within 20ms"), "{late}");
+    }
 }

@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use tandem_api::LinkReport;
 use tandem_backend::cpu::{CpuBackend, Isa, read_bandwidth as cpu_read_bandwidth};
 use tandem_backend::{Backend, Precision};
 use tandem_backend_cuda::{self as cuda, CudaBackend, KernelProgress};
@@ -75,8 +76,8 @@ pub struct Loaded {
 pub struct Formation {
     /// In rank order.
     pub nodes: Vec<Node>,
-    /// What carries activations between them, if there are several.
-    pub link: Option<String>,
+    /// How they are connected, if there are several.
+    pub link: Option<LinkReport>,
     /// What memory was planned for, on each.
     pub memory: MemoryTable,
     /// Why they are fewer than they should be, if so.

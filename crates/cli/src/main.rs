@@ -4,6 +4,7 @@ mod bench;
 mod bench_link;
 mod chat;
 mod demo;
+mod doctor;
 mod fingerprint;
 mod inspect;
 mod key;
@@ -50,6 +51,11 @@ fn main() -> ExitCode {
         Action::Bench(args) => bench::run(args),
         Action::Inspect(args) => inspect::run(args),
         Action::Top(args) => top::run(args),
+        Action::Doctor(args) => match doctor::run(args) {
+            // What is to be mended has been printed.
+            Ok(false) => return ExitCode::from(EXIT_FAILURE),
+            done => done.map(|_| ()),
+        },
         Action::Key(args) => key::run(args),
         Action::LinkPeer(args) => bench_link::run_peer(args),
     };

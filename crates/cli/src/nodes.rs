@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
-use tandem_cluster::{Deadlines, LoadOrder, Plan, Ready, Supervisor, Unproven};
+use tandem_api::LinkReport;
+use tandem_cluster::{Deadlines, LinkFacts, LoadOrder, Plan, Ready, Supervisor, Unproven};
 use tandem_engine::Engine;
 use tandem_model::inspect::Report;
 use tandem_model::memory::{MemoryPlan, bytes_per_token};
@@ -23,6 +24,7 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 use tracing::info;
 
+pub use self::join::token_file;
 use self::join::{invite, remote};
 use self::local::local;
 use self::ordering::Ordering;
@@ -146,17 +148,24 @@ fn formation(ready: &Ready, planned: &Mutex<Option<MemoryPlan>>) -> Option<Forma
     let plan = planned.lock().ok()?.clone()?;
     let nodes: Vec<Node> =
         ready.ranks.iter().map(|(name, device)| Node { name: name.clone(), device: device.clone() }).collect();
-    if !ready.link.is_empty() {
-        info!("nodes exchange activations over {}", ready.link);
+    let link = ready.link.as_ref().map(link_report);
+    if let Some(link) = &link {
+        let speed = link_speed(link.exchange_us, link.bytes_per_s);
+        info!("nodes exchange activations over {}: measured {speed}", link.transport);
     }
     let (missing, all) = (ready.missing, nodes.len() + ready.missing);
     let degraded = (missing > 0).then(|| format!("{missing} of {all} nodes missing: the first serves alone"));
-    Some(Formation {
-        nodes,
-        link: Some(ready.link.clone()).filter(|link| !link.is_empty()),
-        memory: plan.table,
-        degraded,
-    })
+    Some(Formation { nodes, link, memory: plan.table, degraded })
+}
+
+fn link_report(link: &LinkFacts) -> LinkReport {
+    let LinkFacts { description, exchange_us, bytes_per_s } = link.clone();
+    LinkReport { transport: description, exchange_us, bytes_per_s }
+}
+
+/// What was measured on a link, in words.
+pub fn link_speed(exchange_us: f64, bytes_per_s: f64) -> String {
+    format!("{exchange_us:.1} µs for a token's exchange, {:.2} GB/s each way", bytes_per_s / 1e9)
 }
 
 /// Tells the log how far loading is, all ranks together.

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tandem_backend::Backend;
 use tandem_backend::cpu::CpuBackend;
 use tandem_backend_cuda::CudaBackend;
-use tandem_cluster::{Experts, ModelSource, Rank, RankLoaded, RankOrder};
+use tandem_cluster::{Experts, LinkFacts, ModelSource, Rank, RankLoaded, RankOrder};
 use tandem_link::{Endpoint, RdmaChoice, Settings as LinkSettings, TransportKind};
 use tandem_model::{Exchange, ExpertSplit, Formats, Model, Runner, ShardPlan};
 use tandem_step::{StepPlan, StepResult};
@@ -75,19 +75,21 @@ impl ModelRank {
         Ok(offer)
     }
 
-    fn connect(&mut self, offers: &[Vec<u8>]) -> Result<String> {
+    fn connect(&mut self, offers: &[Vec<u8>]) -> Result<Option<LinkFacts>> {
         let Some((connect, (rank, world))) = self.connect.take().zip(self.place) else {
             bail!("nothing is loaded that could be connected");
         };
         let Some(endpoint) = self.endpoint.take() else {
             self.run = Some(connect(None)?);
-            return Ok(String::new());
+            return Ok(None);
         };
-        let link = endpoint.connect(rank, world, offers, CONNECT_PATIENCE).context("reaching the other ranks")?;
+        let mut link = endpoint.connect(rank, world, offers, CONNECT_PATIENCE).context("reaching the other ranks")?;
+        let speed = link.measure().context("measuring the link to the other ranks")?;
         let description = link.describe();
         self.run = Some(connect(Some(Box::new(link)))?);
         info!("exchange: {description}");
-        Ok(description)
+        let exchange_us = speed.exchange.as_secs_f64() * 1e6;
+        Ok(Some(LinkFacts { description, exchange_us, bytes_per_s: speed.bytes_per_s }))
     }
 }
 
@@ -96,7 +98,7 @@ impl Rank for ModelRank {
         ModelRank::load(self, order, progress).map_err(|error| format!("{error:#}"))
     }
 
-    fn connect(&mut self, offers: &[Vec<u8>]) -> Result<String, String> {
+    fn connect(&mut self, offers: &[Vec<u8>]) -> Result<Option<LinkFacts>, String> {
         ModelRank::connect(self, offers).map_err(|error| format!("{error:#}"))
     }
 

@@ -2,7 +2,9 @@
 //!
 //! A name nobody knows, wherever it was typed, refuses to start and names the nearest one that exists.
 
+mod doctor;
 mod nodes;
+mod units;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -11,7 +13,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::{Arg, ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+pub use doctor::DoctorArgs;
 pub use nodes::{LinkChoice, NodeArgs, WorkerArgs};
+use units::{parse_duration, parse_size, parse_slice};
 
 const VARIABLE_PREFIX: &str = "TANDEM_";
 
@@ -49,6 +53,8 @@ pub enum Action {
     Inspect(InspectArgs),
     /// Watch a running server: speed, queue, memory, latencies.
     Top(TopArgs),
+    /// Look for what goes wrong in practice on this node, or with --peer between two, and say how to mend it.
+    Doctor(DoctorArgs),
     /// Make, list and remove the API keys of a server.
     Key(KeyArgs),
     /// The second rank of `bench --link`.
@@ -475,9 +481,10 @@ fn with_file(mut command: Command, args: &[OsString], text: &str) -> Result<Comm
 }
 
 fn with_default(command: Command, key: &str, value: &str) -> Command {
-    let id = settings(&command).find(|arg| arg.get_long() == Some(key)).map(|arg| arg.get_id().clone());
+    let id = settings(&command).find(|arg| key_of(arg) == key).map(|arg| arg.get_id().clone());
     match id {
-        Some(id) => command.mut_arg(id, |arg| arg.default_value(value.to_owned())),
+        // What the file gives need not be typed.
+        Some(id) => command.mut_arg(id, |arg| arg.required(false).default_value(value.to_owned())),
         None => command,
     }
 }
@@ -487,9 +494,14 @@ fn settings(command: &Command) -> impl Iterator<Item = &Arg> {
     command.get_arguments().filter(|arg| arg.get_env().is_some())
 }
 
-/// Long names of the settings of all subcommands.
+/// A setting's key in a file: its long flag, or, of what is given without one, its name.
+fn key_of(arg: &Arg) -> &str {
+    arg.get_long().unwrap_or(arg.get_id().as_str())
+}
+
+/// Keys of the settings of all subcommands.
 fn every_setting(command: &Command) -> Vec<String> {
-    let of = |command: &Command| settings(command).filter_map(|arg| arg.get_long().map(str::to_owned)).collect();
+    let of = |command: &Command| settings(command).map(|arg| key_of(arg).to_owned()).collect();
     let mut names: Vec<String> = of(command);
     names.extend(command.get_subcommands().flat_map(|sub| -> Vec<String> { of(sub) }));
     names
@@ -517,43 +529,6 @@ fn nearest(name: &str, known: &[String]) -> String {
         Some((similarity, other)) if similarity > 0.6 => format!(" (did you mean {other}?)"),
         _ => String::new(),
     }
-}
-
-/// Bytes from `12G`, `800M`, `1.5GiB`, `4096`. Units are powers of 1024.
-fn parse_size(text: &str) -> Result<u64, String> {
-    let text = text.trim();
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let number: f64 = text[..digits].parse().map_err(|_| "expected a size like 12G or 800M".to_owned())?;
-    let shift = match text[digits..].trim().to_ascii_uppercase().trim_end_matches('B').trim_end_matches('I') {
-        "" => 0,
-        "K" => 10,
-        "M" => 20,
-        "G" => 30,
-        "T" => 40,
-        other => return Err(format!("unknown unit {other}: use K, M, G or T")),
-    };
-    let bytes = number * (1u64 << shift) as f64;
-    if bytes.is_finite() && (1.0..1e18).contains(&bytes) { Ok(bytes as u64) } else { Err("out of range".into()) }
-}
-
-/// A duration from `90s`, `10m`, `2h`, `500ms`, or plain seconds.
-fn parse_duration(text: &str) -> Result<Duration, String> {
-    let text = text.trim();
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let number: f64 = text[..digits].parse().map_err(|_| "expected a time like 90s or 10m".to_owned())?;
-    let seconds = match &text[digits..] {
-        "ms" => number / 1000.0,
-        "" | "s" => number,
-        "m" => number * 60.0,
-        "h" => number * 3600.0,
-        other => return Err(format!("unknown unit {other}: use ms, s, m or h")),
-    };
-    if (0.001..=1e7).contains(&seconds) { Ok(Duration::from_secs_f64(seconds)) } else { Err("out of range".into()) }
-}
-
-/// A duration, or 0.
-fn parse_slice(text: &str) -> Result<Duration, String> {
-    if text.trim() == "0" { Ok(Duration::ZERO) } else { parse_duration(text) }
 }
 
 #[cfg(test)]
@@ -608,16 +583,28 @@ mod tests {
     }
 
     #[test]
-    fn sizes_and_times() {
-        assert_eq!(parse_size("12G"), Ok(12 << 30));
-        assert_eq!(parse_size("1.5 GiB"), Ok(3 << 29));
-        assert_eq!(parse_size("4096"), Ok(4096));
-        assert!(parse_size("12 parsecs").is_err());
-        assert!(parse_size("0").is_err());
-        assert_eq!(parse_duration("10m"), Ok(Duration::from_secs(600)));
-        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
-        assert!(parse_duration("10y").is_err());
-        assert_eq!((parse_slice("0"), parse_slice("20ms")), (Ok(Duration::ZERO), Ok(Duration::from_millis(20))));
-        assert!(parse_duration("0").is_err() && parse_slice("soon").is_err());
+    fn a_file_may_give_all_that_must_be_given() {
+        let worker = |args: &[&str], file: &str| match parse(args, file).unwrap().action {
+            Action::Worker(worker) => worker,
+            other => panic!("{other:?}"),
+        };
+        let file = include_str!("../../../deploy/settings/worker.toml");
+        let given = worker(&["tandem", "worker"], file);
+        assert_eq!(given.join.to_string(), "192.168.177.1:7000");
+        assert_eq!(worker(&["tandem", "worker", "--join", "spark-a:7000"], file).join.to_string(), "spark-a:7000");
+        assert!(parse(&["tandem", "worker"], "").is_err());
+    }
+
+    #[test]
+    fn the_settings_of_services_mean_what_they_say() {
+        let file = include_str!("../../../deploy/settings/serve.toml");
+        let given = serve(&["tandem", "serve"], file);
+        assert_eq!(given.model.model, Some("/srv/models/gpt-oss-120b".into()));
+        assert_eq!(serve(&["tandem", "serve", "/another"], file).model.model, Some("/another".into()));
+        // And with what is only suggested there.
+        let two = file.replace("# nodes", "nodes").replace("# listen", "listen").replace("# token-file", "token-file");
+        let given = serve(&["tandem", "serve"], &two);
+        assert_eq!((given.nodes.nodes, given.nodes.listen.as_deref()), (2, Some("192.168.177.1:7000")));
+        assert_eq!(given.nodes.token_file, Some("/var/lib/tandem/join-token".into()));
     }
 }

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use tandem_api::{Percentiles, Status};
 use tandem_model::memory::human;
 
+use crate::nodes::link_speed;
 use crate::remote::{DEFAULT_URL, Remote};
 use crate::settings::TopArgs;
 
@@ -100,6 +101,7 @@ fn text(status: &Status, columns: usize) -> String {
     }
     if let Some(link) = &status.link {
         lines.push(format!("link      {}", link.transport));
+        lines.push(format!("          {}", link_speed(link.exchange_us, link.bytes_per_s)));
     } else if status.nodes.len() == 1 {
         lines.push("link      none: this node is alone".into());
     }

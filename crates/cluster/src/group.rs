@@ -10,17 +10,17 @@ use crate::member::Member;
 use crate::proto::command::Body as Say;
 use crate::proto::report::Body;
 use crate::proto::{self, Command};
-use crate::{Deadlines, LoadOrder, RankOrder};
+use crate::{Deadlines, LinkFacts, LoadOrder, RankOrder};
 
 /// A group that is about to serve.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Ready {
     /// Counts groups.
     pub epoch: u64,
     /// Of every rank, in order: the machine's name and where it computes there.
     pub ranks: Vec<(String, String)>,
-    /// Transport and devices of the exchange; empty where one rank is alone.
-    pub link: String,
+    /// How they are connected; `None` where one rank is alone.
+    pub link: Option<LinkFacts>,
     /// Nodes that take no part although they should: while there are any, the first serves alone.
     pub missing: usize,
 }
@@ -85,13 +85,13 @@ impl Forming<'_> {
         try_join_all(each).await
     }
 
-    async fn connect(&self, members: &mut [Member], offers: Vec<Vec<u8>>) -> Result<String, GroupError> {
+    async fn connect(&self, members: &mut [Member], offers: Vec<Vec<u8>>) -> Result<Option<LinkFacts>, GroupError> {
         let deadline = Instant::now() + self.deadlines.connect;
         let offers = &offers;
         let each = members.iter_mut().enumerate().map(|(rank, member)| async move {
             self.say(rank, member, Say::Connect(proto::Connect { offers: offers.clone() }))?;
             match self.hear(rank, member, deadline).await? {
-                Body::Connected(connected) => Ok(connected.link),
+                Body::Connected(connected) => Ok(LinkFacts::from_wire(connected)),
                 other => Err(lost(rank, member, format!("it said {other:?} while connecting"))),
             }
         });

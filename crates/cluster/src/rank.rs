@@ -20,8 +20,8 @@ pub trait Rank {
     /// Loads what is this rank's. Calls `progress(read, total)`, in bytes, as often as it likes.
     fn load(&mut self, order: &RankOrder, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<RankLoaded, String>;
 
-    /// Reaches the other ranks, whose offers these are in rank order. Says by what, for the log.
-    fn connect(&mut self, offers: &[Vec<u8>]) -> Result<String, String>;
+    /// Reaches the other ranks, whose offers these are in rank order. Says by what; `None` where there are no others.
+    fn connect(&mut self, offers: &[Vec<u8>]) -> Result<Option<LinkFacts>, String>;
 
     /// Carries out one plan. After an error nothing else is asked of this rank.
     fn run(&mut self, plan: &StepPlan) -> Result<StepResult, String>;
@@ -49,6 +49,17 @@ pub struct RankLoaded {
     pub offer: Vec<u8>,
     /// Where it computes, for the log.
     pub device: String,
+}
+
+/// How the ranks of a group are connected.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LinkFacts {
+    /// Transport and devices.
+    pub description: String,
+    /// Time of an exchange of a token's activations, in microseconds, as it was measured.
+    pub exchange_us: f64,
+    /// Bytes in a second that a rank sends to each other one while it receives as many, as it was measured.
+    pub bytes_per_s: f64,
 }
 
 /// What the coordinator knows of a worker's machine.
@@ -132,7 +143,7 @@ fn one(rank: &mut dyn Rank, number: usize, epoch: u64, job: Job, reports: &Sende
     let step = if let Job::Run(plan) = &job { plan.step } else { 0 };
     let done = match job {
         Job::Load(order) => load(rank, epoch, &order, reports),
-        Job::Connect(offers) => rank.connect(&offers).map(|link| Body::Connected(proto::Connected { link })),
+        Job::Connect(offers) => rank.connect(&offers).map(|link| Body::Connected(LinkFacts::to_wire(link))),
         Job::Run(plan) => rank.run(&plan).map(|result| Body::Result(wire::result_to_wire(brief(number, result)))),
         Job::Leave(reason) => Ok(Body::Leave(proto::Leave { reason })),
     };
@@ -195,6 +206,18 @@ impl RankOrder {
             eager: load.eager,
         };
         Ok(Self { rank: load.rank as usize, world: load.world as usize, epoch, address, all })
+    }
+}
+
+impl LinkFacts {
+    fn to_wire(facts: Option<Self>) -> proto::Connected {
+        let Self { description, exchange_us, bytes_per_s } = facts.unwrap_or_default();
+        proto::Connected { link: description, exchange_us, bytes_per_s }
+    }
+
+    pub(crate) fn from_wire(connected: proto::Connected) -> Option<Self> {
+        let proto::Connected { link: description, exchange_us, bytes_per_s } = connected;
+        (!description.is_empty()).then_some(Self { description, exchange_us, bytes_per_s })
     }
 }
 

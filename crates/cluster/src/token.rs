@@ -47,6 +47,10 @@ pub enum TokenError {
 pub(crate) enum Side {
     Coordinator,
     Worker,
+    /// Of two nodes that examine each other, the one that was dialled: in the coordinator's place.
+    Listener,
+    /// And the one that dialled: in the worker's.
+    Dialler,
 }
 
 /// The random bytes of one handshake.
@@ -122,8 +126,10 @@ impl Token {
     fn mac(&self, side: Side, nonces: &Nonces<'_>) -> Hmac<Sha256> {
         let mut mac = Hmac::<Sha256>::new_from_slice(&self.0).expect("any length of key will do");
         mac.update(match side {
-            Side::Coordinator => b"tandem coordinator",
+            Side::Coordinator => &b"tandem coordinator"[..],
             Side::Worker => b"tandem worker",
+            Side::Listener => b"tandem pair listener",
+            Side::Dialler => b"tandem pair dialler",
         });
         mac.update(&PROTOCOL.to_be_bytes());
         for nonce in [nonces.worker, nonces.coordinator] {

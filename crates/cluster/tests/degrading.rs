@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tandem_cluster::{
-    Deadlines, Experts, HostFacts, JoinAt, LoadOrder, Local, ModelSource, Plan, Rank, RankLoaded, RankOrder, Remote,
-    Supervisor, Token, attend,
+    Deadlines, Experts, HostFacts, JoinAt, LinkFacts, LoadOrder, Local, ModelSource, Plan, Rank, RankLoaded, RankOrder,
+    Remote, Supervisor, Token, attend,
 };
 use tandem_step::{Capacity, Input, Row, RowResult, StepPlan, StepResult, StepTimings, Worker, WorkerSource};
 use tempfile::TempDir;
@@ -30,8 +30,8 @@ impl Rank for Counting {
         Ok(RankLoaded::default())
     }
 
-    fn connect(&mut self, _: &[Vec<u8>]) -> Result<String, String> {
-        Ok(String::new())
+    fn connect(&mut self, _: &[Vec<u8>]) -> Result<Option<LinkFacts>, String> {
+        Ok(None)
     }
 
     fn run(&mut self, plan: &StepPlan) -> Result<StepResult, String> {

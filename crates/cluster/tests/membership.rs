@@ -13,8 +13,8 @@ use rcgen::{CertifiedKey, generate_simple_self_signed};
 use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
 use tandem_cluster::{
-    Acceptors, Address, AttendError, Deadlines, Experts, HostFacts, JoinAt, LoadOrder, Local, ModelSource, Plan, Prove,
-    Rank, RankLoaded, RankOrder, Remote, Supervisor, SupervisorError, Token, Trust, Unproven, attend,
+    Acceptors, Address, AttendError, Deadlines, Experts, HostFacts, JoinAt, LinkFacts, LoadOrder, Local, ModelSource,
+    Plan, Prove, Rank, RankLoaded, RankOrder, Remote, Supervisor, SupervisorError, Token, Trust, Unproven, attend,
 };
 use tandem_step::{
     Capacity, Input, Row, RowResult, StepPlan, StepResult, StepTimings, Worker, WorkerError, WorkerSource,
@@ -29,6 +29,10 @@ const BUILD: &str = "this build";
 /// Deadlines that a busy machine keeps.
 fn deadlines() -> Deadlines {
     Deadlines { silence: Duration::from_secs(10), handshake: Duration::from_secs(2), ..Deadlines::default() }
+}
+
+fn a_wire() -> LinkFacts {
+    LinkFacts { description: "a wire".into(), exchange_us: 12.5, bytes_per_s: 2e9 }
 }
 
 fn order() -> LoadOrder {
@@ -78,9 +82,9 @@ impl Rank for Script {
         }
     }
 
-    fn connect(&mut self, offers: &[Vec<u8>]) -> Result<String, String> {
+    fn connect(&mut self, offers: &[Vec<u8>]) -> Result<Option<LinkFacts>, String> {
         self.offers.lock().unwrap().insert(offers.to_vec());
-        Ok("a wire".into())
+        Ok(Some(a_wire()))
     }
 
     fn run(&mut self, plan: &StepPlan) -> Result<StepResult, String> {
@@ -185,6 +189,15 @@ fn plan(step: u64) -> StepPlan {
 
 fn tokens(result: &StepResult) -> Vec<(u32, Option<u32>)> {
     result.rows.iter().map(|row| (row.slot, row.token)).collect()
+}
+
+#[test]
+fn what_the_ranks_measured_on_their_link_is_told() {
+    let mut meeting = Meeting::new();
+    let _workers = [meeting.worker(Fault::None), meeting.worker(Fault::None)];
+    let (_group, ready) = meeting.supervisor.first().expect("a group");
+    assert_eq!(ready.link, Some(a_wire()));
+    assert_eq!(ready.ranks.len(), 2);
 }
 
 #[test]

@@ -37,6 +37,17 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    /// Bytes of memory that each rank has for messages, and registers with every RDMA device.
+    ///
+    /// # Errors
+    ///
+    /// A length of a slot that cannot be.
+    pub fn region_bytes(&self) -> Result<usize, LinkError> {
+        Ok(Layout::new(self.slot_bytes)?.bytes())
+    }
+}
+
 /// How messages travel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TransportKind {

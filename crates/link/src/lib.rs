@@ -38,6 +38,7 @@ mod packets;
 mod rdma;
 mod region;
 mod shm;
+mod speed;
 mod tcp;
 mod transport;
 
@@ -47,5 +48,6 @@ pub use error::LinkError;
 pub use faults::{Fault, Faults};
 pub use link::{Abort, Link};
 pub use packets::{PACKET_BYTES, packet_number};
-pub use rdma::RdmaChoice;
+pub use rdma::{RdmaChoice, RdmaPort, rdma_ports};
 pub use region::{LINE_BYTES, Region, SLOTS, STRIPES_MAX, WORLD_MAX};
+pub use speed::LinkSpeed;

@@ -23,7 +23,7 @@ use crate::tcp::{TcpEndpoint, TcpOffer, TcpTransport};
 use crate::transport::{Awaited, Gone, Transport, Watch};
 
 use adapter::{Adapter, AdapterOffer, Part};
-pub use port::RdmaChoice;
+pub use port::{RdmaChoice, RdmaPort, rdma_ports};
 
 /// Messages longer than this are split over the devices: below, a second write costs more than it saves.
 const STRIPE_ABOVE: usize = 32 << 10;

@@ -23,6 +23,11 @@ fn carries_a_model() {
 }
 
 #[test]
+fn measures_itself() {
+    with_device(|| support::measures_itself(RDMA));
+}
+
+#[test]
 fn any_sequence_of_exchanges() {
     with_device(|| support::any_sequence(RDMA, 12));
 }

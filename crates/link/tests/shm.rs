@@ -18,6 +18,11 @@ fn carries_a_model() {
 }
 
 #[test]
+fn measures_itself() {
+    support::measures_itself(SHM);
+}
+
+#[test]
 fn any_sequence_of_exchanges() {
     support::any_sequence(SHM, 64);
 }

@@ -25,6 +25,11 @@ fn carries_a_model() {
 }
 
 #[test]
+fn measures_itself() {
+    support::measures_itself(TCP);
+}
+
+#[test]
 fn any_sequence_of_exchanges() {
     support::any_sequence(TCP, 64);
 }

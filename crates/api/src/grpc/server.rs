@@ -3,7 +3,7 @@
 use tandem_proto::v1 as proto;
 
 use crate::state::ApiState;
-use crate::status::{self, EngineReport, NodeReport, Status};
+use crate::status::{self, EngineReport, LinkReport, NodeReport, Status};
 
 /// What is served.
 pub(super) fn models(state: &ApiState) -> proto::ListModelsReply {
@@ -43,8 +43,12 @@ pub(super) fn cluster(state: &ApiState) -> proto::ClusterStatusReply {
         trouble: status.trouble.unwrap_or_default(),
         nodes: status.nodes.into_iter().map(node).collect(),
         degraded: status.degraded.unwrap_or_default(),
-        link: status.link.map(|link| proto::Link { transport: link.transport }),
+        link: status.link.map(link),
     }
+}
+
+fn link(link: LinkReport) -> proto::Link {
+    proto::Link { transport: link.transport, exchange_us: link.exchange_us, bytes_per_s: link.bytes_per_s }
 }
 
 fn node(node: NodeReport) -> proto::Node {

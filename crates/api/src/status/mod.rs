@@ -30,7 +30,7 @@ pub(crate) fn now(state: &ApiState) -> Status {
         model: served.as_ref().map(|served| model(served)),
         nodes: served.as_ref().map_or(Vec::new(), |served| nodes(served)),
         degraded: served.as_ref().and_then(|served| served.model.info.degraded.clone()),
-        link: served.as_ref().and_then(|served| link(served)),
+        link: served.as_ref().and_then(|served| served.model.info.link.clone()),
         engine: served.as_ref().map(|served| engine(served)),
         speed: recent.speed,
         prefix_cache: served.as_ref().map(|served| cache(served)).unwrap_or_default(),
@@ -49,10 +49,6 @@ pub(crate) fn sample(state: &ApiState) {
 fn model(served: &Served) -> ModelReport {
     let info = &served.model.info;
     ModelReport { names: served.model.names().to_vec(), context: info.context, notice: info.notice.clone() }
-}
-
-fn link(served: &Served) -> Option<LinkReport> {
-    served.model.info.link.clone().map(|transport| LinkReport { transport })
 }
 
 /// The nodes as they were planned, with what this process, if it is the first node's, really has in memory.

@@ -71,10 +71,14 @@ pub struct MemoryUse {
 }
 
 /// How nodes are connected.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LinkReport {
-    /// What carries the exchanges.
+    /// What carries the exchanges: transport and devices.
     pub transport: String,
+    /// Microseconds of an exchange of a token's activations, as measured when the nodes had connected.
+    pub exchange_us: f64,
+    /// Bytes in a second that a node sends to each other one while it receives as many, as measured then.
+    pub bytes_per_s: f64,
 }
 
 /// What is being computed, and what was since the start.

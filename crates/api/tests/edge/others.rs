@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::Request;
 use serde_json::json;
-use tandem_api::{ApiSettings, ApiState, ModelInfo, NodeReport, router};
+use tandem_api::{ApiSettings, ApiState, LinkReport, ModelInfo, NodeReport, router};
 use tandem_engine::EngineSettings;
 use tower::ServiceExt;
 
@@ -77,6 +77,25 @@ async fn nothing_is_served_before_the_model_is_loaded() {
     assert_eq!(call("GET", "/health").await.ok()["degraded"], "1 of 2 nodes missing");
     let status = call("GET", "/status.json").await.ok();
     assert_eq!((&status["degraded"], &status["nodes"][0]["name"]), (&json!("1 of 2 nodes missing"), &json!("a")));
+}
+
+#[tokio::test]
+async fn the_link_between_nodes_is_told_with_what_was_measured() {
+    let (state, ready) = ApiState::new(ApiSettings::default());
+    let edge = Edge::start();
+    let link = LinkReport { transport: "TCP to 192.0.2.2".into(), exchange_us: 25.0, bytes_per_s: 2.5e9 };
+    let info = ModelInfo { id: "pair".into(), link: Some(link.clone()), ..ModelInfo::default() };
+    ready.ready(edge.engine.clone(), info);
+    let get = async |path: &str| {
+        let request = Request::builder().uri(path).body(Body::empty()).unwrap();
+        Answer::read(router(state.clone()).oneshot(request).await.unwrap()).await
+    };
+    assert_eq!(get("/status.json").await.ok()["link"], serde_json::to_value(link).unwrap());
+    let answer = get("/metrics").await;
+    let metrics = answer.text();
+    assert!(metrics.contains("tandem_link_exchange_seconds{model_name=\"pair\"} 0.000025\n"), "{metrics}");
+    assert!(metrics.contains("tandem_link_bytes_per_second{model_name=\"pair\"} 2500000000\n"), "{metrics}");
+    assert!(!edge.get("/metrics").await.text().contains("tandem_link"), "one node has none");
 }
 
 #[tokio::test]

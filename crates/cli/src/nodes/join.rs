@@ -1,7 +1,7 @@
 //! The port where other nodes join.
 
 use std::net::{TcpListener, ToSocketAddrs};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
@@ -14,7 +14,7 @@ use crate::settings::{NodeArgs, ServeArgs};
 /// The port where other nodes join, if one was asked for.
 pub(super) fn remote(args: &NodeArgs) -> Result<Option<Remote>> {
     let Some(address) = &args.listen else { return Ok(None) };
-    let file = token_file(args);
+    let file = token_file(args.token_file.as_deref());
     if let Some(folder) = file.parent() {
         std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
     }
@@ -45,7 +45,7 @@ fn open_tls(args: &NodeArgs) -> Result<Option<Acceptors>> {
 /// Says how the other nodes join.
 pub(super) fn invite(args: &ServeArgs, supervisor: &Supervisor) -> Result<()> {
     let Some(address) = supervisor.address() else { return Ok(()) };
-    let file = token_file(&args.nodes);
+    let file = token_file(args.nodes.token_file.as_deref());
     let file = file.canonicalize().unwrap_or(file);
     let (also, trust) = match args.nodes.cluster_tls_certificate {
         Some(_) => (" and what vouches for the certificate", " --cluster-ca-certificate FILE"),
@@ -60,9 +60,9 @@ pub(super) fn invite(args: &ServeArgs, supervisor: &Supervisor) -> Result<()> {
 }
 
 /// Where the secret is kept: as told, or among this user's settings.
-fn token_file(args: &NodeArgs) -> PathBuf {
+pub fn token_file(told: Option<&Path>) -> PathBuf {
     let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".config"));
     let settings = || std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from).or_else(home);
     let default = || settings().unwrap_or_else(|| PathBuf::from(".")).join("tandem").join("join-token");
-    args.token_file.clone().unwrap_or_else(default)
+    told.map_or_else(default, Path::to_owned)
 }

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use tandem_step::{Capacity, StepPlan, StepResult};
 
 use super::*;
-use crate::{Experts, LoadOrder, ModelSource, RankLoaded};
+use crate::{Experts, LinkFacts, LoadOrder, ModelSource, RankLoaded};
 
 struct Willing;
 
@@ -14,8 +14,8 @@ impl Rank for Willing {
         Ok(RankLoaded::default())
     }
 
-    fn connect(&mut self, _offers: &[Vec<u8>]) -> Result<String, String> {
-        Ok("a wire".into())
+    fn connect(&mut self, _offers: &[Vec<u8>]) -> Result<Option<LinkFacts>, String> {
+        Ok(None)
     }
 
     fn run(&mut self, plan: &StepPlan) -> Result<StepResult, String> {
@@ -33,6 +33,7 @@ fn load(epoch: u64) -> Told {
         kv: String::new(),
         capacity: Capacity::default(),
         link: String::new(),
+        eager: false,
     };
     Told::Load(RankOrder { rank: 0, world: 1, epoch, address: Ipv4Addr::LOCALHOST.into(), all }.to_wire())
 }

@@ -1,7 +1,7 @@
 //! A rank whose tokens depend on all plans so far: one that is missing, altered, out of place or there twice changes
 //! whatever follows.
 
-use tandem_cluster::{Rank, RankLoaded, RankOrder};
+use tandem_cluster::{LinkFacts, Rank, RankLoaded, RankOrder};
 use tandem_step::{Input, Row, RowResult, Sampling, Score, Start, StepPlan, StepResult, StepTimings, TokenLogprobs};
 
 use crate::random::{Random, mix};
@@ -20,9 +20,9 @@ impl Rank for Chain {
         Ok(RankLoaded { offer: vec![order.rank as u8; 200], device: format!("device {}", order.rank) })
     }
 
-    fn connect(&mut self, offers: &[Vec<u8>]) -> Result<String, String> {
+    fn connect(&mut self, offers: &[Vec<u8>]) -> Result<Option<LinkFacts>, String> {
         match offers == [[0; 200], [1; 200]] {
-            true => Ok("nothing".into()),
+            true => Ok(None),
             false => Err(format!("{} offers, of which not all are right", offers.len())),
         }
     }

@@ -21,6 +21,56 @@ pub struct RdmaChoice {
     pub gid_index: Option<u8>,
 }
 
+/// A port of an RDMA device as the kernel lists it, whether it can be used or not.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RdmaPort {
+    /// The device's name.
+    pub device: String,
+    /// The port's number there.
+    pub number: u8,
+    /// PCI address of the device; `None` for one that is software.
+    pub pci: Option<String>,
+    /// Its network interface.
+    pub interface: Option<String>,
+    /// The rate that it reports.
+    pub gigabits_per_s: Option<f64>,
+    /// Index of its RoCE v2 GID of an IPv4 address, and the address; or why a link cannot use the port.
+    pub usable: Result<(u8, Ipv4Addr), String>,
+}
+
+/// All ports of RDMA devices, in the order of names. `root` holds `sys`: `/` but in tests.
+pub fn rdma_ports(root: &Path) -> Vec<RdmaPort> {
+    let devices = root.join(DEVICES.trim_start_matches('/'));
+    let of_device = |device: String| {
+        let folder = devices.join(&device);
+        let numbers = names(&folder.join("ports")).into_iter().filter_map(|name| name.parse().ok());
+        numbers.map(move |number| describe(&folder, &device, number)).collect::<Vec<_>>()
+    };
+    names(&devices).into_iter().flat_map(of_device).collect()
+}
+
+fn describe(folder: &Path, device: &str, number: u8) -> RdmaPort {
+    let port = folder.join(format!("ports/{number}"));
+    let target = fs::canonicalize(folder.join("device")).ok();
+    let pci = target.and_then(|target| Some(target.file_name()?.to_str()?.to_owned()));
+    let of_gid = |index: u8| Some(text(port.join(format!("gid_attrs/ndevs/{index}")))).filter(|name| !name.is_empty());
+    let usable = usable(&port, None);
+    let index = usable.as_ref().map_or(0, |(index, _)| *index);
+    RdmaPort {
+        device: device.into(),
+        number,
+        pci: pci.filter(|pci| pci.contains(':')),
+        interface: of_gid(index).or_else(|| names(&folder.join("device/net")).into_iter().next()),
+        gigabits_per_s: text(port.join("rate")).split(' ').next().and_then(|rate| rate.parse().ok()),
+        usable: usable.map(|(index, gid)| (index, address(gid))),
+    }
+}
+
+/// A RoCE v2 GID of IPv4 is that address, mapped to IPv6.
+fn address([.., a, b, c, d]: [u8; 16]) -> Ipv4Addr {
+    Ipv4Addr::new(a, b, c, d)
+}
+
 /// A port that can be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Port {
@@ -31,10 +81,9 @@ pub(super) struct Port {
 }
 
 impl Port {
-    /// The address behind the GID: a RoCE v2 GID of IPv4 is that address, mapped to IPv6.
+    /// The address behind the GID.
     pub(super) fn address(&self) -> Ipv4Addr {
-        let [.., a, b, c, d] = self.gid;
-        Ipv4Addr::new(a, b, c, d)
+        address(self.gid)
     }
 }
 
@@ -200,6 +249,29 @@ mod tests {
             let error = spark().ports(&choice).expect_err(reason);
             assert!(error.contains(reason), "{error}");
         }
+    }
+
+    #[test]
+    fn all_ports_are_described() {
+        let root = tempfile::tempdir().expect("a folder");
+        let made = spark();
+        fs::create_dir_all(root.path().join("sys/class")).expect("a folder");
+        fs::rename(made.0.path(), root.path().join("sys/class/infiniband")).expect("renaming");
+        let device = root.path().join("sys/class/infiniband/rocep1s0f0");
+        let pci = root.path().join("sys/devices/0000:01:00.0");
+        fs::create_dir_all(pci.join("net/enp1s0f0np0")).expect("a folder");
+        std::os::unix::fs::symlink(&pci, device.join("device")).expect("a link");
+        fs::write(device.join("ports/1/rate"), "200 Gb/sec (4X HDR)\n").expect("a file");
+        let ports = rdma_ports(root.path());
+        let names: Vec<&str> = ports.iter().map(|port| port.device.as_str()).collect();
+        assert_eq!(names, ["roceP2p1s0f0", "rocep1s0f0", "rocep1s0f1"]);
+        let first = &ports[1];
+        assert_eq!((first.pci.as_deref(), first.interface.as_deref()), (Some("0000:01:00.0"), Some("enp1s0f0np0")));
+        assert_eq!(first.gigabits_per_s, Some(200.0));
+        assert_eq!(first.usable, Ok((3, Ipv4Addr::new(192, 168, 100, 10))));
+        assert!(ports[2].usable.as_ref().is_err_and(|why| why.contains("DOWN")), "{:?}", ports[2]);
+        assert_eq!((&ports[0].pci, &ports[0].interface, ports[0].gigabits_per_s), (&None, &None, None));
+        assert!(rdma_ports(Path::new("/no/such/folder")).is_empty());
     }
 
     #[test]

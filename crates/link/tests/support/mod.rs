@@ -106,6 +106,21 @@ pub fn equals_a_plain_sum(make: Make, world: usize) {
     }
 }
 
+/// Measuring tells all ranks the same, and leaves the link as good as it was.
+pub fn measures_itself(make: Make) {
+    for (world, slot_bytes) in [(2, 256 << 10), (3, 64)] {
+        let mut links = group(make, world, &settings(slot_bytes));
+        let speeds = on_all(&mut links, |link| {
+            let speed = link.measure().expect("a speed");
+            reduce_and_compare(link, 2880, 1);
+            gather_and_compare(link, 2 * slot_bytes + 1, 2);
+            speed
+        });
+        assert!(speeds.iter().all(|speed| *speed == speeds[0]), "{speeds:?}");
+        assert!(speeds[0].exchange > Duration::ZERO && speeds[0].bytes_per_s > 0.0, "{speeds:?}");
+    }
+}
+
 /// What a model exchanges: a token's activations, a batch's, a prompt's.
 pub fn carries_a_model(make: Make, world: usize) {
     let mut links = group(make, world, &settings(256 << 10));
