@@ -300,8 +300,9 @@ fn the_demonstration_model_says_the_same_over_several_ranks() {
     let few = if std::env::var_os("TEST_EMULATED").is_some() { 2 } else { usize::MAX };
     for (index, (turn, (world, experts), kind)) in all.enumerate().take(few) {
         let manner = MANNERS[(index + turn) % MANNERS.len()];
-        let Manner { pipeline_depth, prefill_chunk, together } = manner;
-        let settings = EngineSettings { pipeline_depth, prefill_chunk, ..EngineSettings::default() };
+        let Manner { pipeline_depth, prefill_chunk, sliced, together } = manner;
+        let prefill_slice = sliced.then_some(Duration::ZERO);
+        let settings = EngineSettings { pipeline_depth, prefill_chunk, prefill_slice, ..EngineSettings::default() };
         let mut scheduler = Scheduler::new(capacity(&store), settings).unwrap();
         let mut group = Group::ranks(&store, experts, links(kind, world));
         let said = run(&mut group, &mut scheduler, &requests, together);
