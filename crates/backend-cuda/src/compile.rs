@@ -64,7 +64,7 @@ impl Compiler {
         if let Some(file) = cached
             && let Err(error) = write_whole(&file, &image)
         {
-            tracing::debug!("{} was not cached: {error}", file.display());
+            tracing::warn!("{} was not kept and will be compiled again at the next start: {error}", file.display());
         }
         Ok(Cubin { image, cached: false, log })
     }
