@@ -179,12 +179,18 @@ impl Layer {
     }
 
     /// The same in f64, one row and one expert at a time.
-    fn reference(&self, x: &[f64], top_k: usize) -> Vec<f64> {
-        self.reference_rounding(x, top_k, &|_| {})
+    pub(super) fn reference(&self, x: &[f64], top_k: usize) -> Vec<f64> {
+        self.reference_rounding(x, top_k, &|_| {}, &|_| {})
     }
 
     /// With what each of the two products reads rounded.
-    pub(super) fn reference_rounding(&self, x: &[f64], top_k: usize, round: &dyn Fn(&mut [f64])) -> Vec<f64> {
+    pub(super) fn reference_rounding(
+        &self,
+        x: &[f64],
+        top_k: usize,
+        round_x: &dyn Fn(&mut [f64]),
+        round_z: &dyn Fn(&mut [f64]),
+    ) -> Vec<f64> {
         let ExpertsShape { hidden, intermediate, .. } = self.shape;
         let router = Rows::bf16(&self.router, hidden).1;
         let router_bias = Rows::bf16(&self.router_bias, self.shape.experts).1;
@@ -195,13 +201,13 @@ impl Layer {
         for row in x.chunks(hidden) {
             let mut y = vec![0.0; hidden];
             let mut input = row.to_vec();
-            round(&mut input);
+            round_x(&mut input);
             for (e, weight) in choose(&multiply(row, &router, Some(&router_bias), hidden), top_k) {
                 let (first, rows) = (e * 2 * intermediate, 2 * intermediate);
                 let bias = &gate_up_bias[first..first + rows];
                 let h = multiply(&input, &gate_up[first * hidden..][..rows * hidden], Some(bias), hidden);
                 let mut z: Vec<f64> = h.chunks(2).map(|h| self.swiglu(h[0], h[1])).collect();
-                round(&mut z);
+                round_z(&mut z);
                 let weights = &down[e * hidden * intermediate..][..hidden * intermediate];
                 let bias = &down_bias[e * hidden..][..hidden];
                 let part = multiply(&z, weights, Some(bias), intermediate);
