@@ -33,7 +33,8 @@ class Kernels:
         with concurrent.futures.ThreadPoolExecutor() as pool:
             cubins = list(pool.map(lambda name: nvrtc.compile_source(KERNELS / f"{name}.cu", arch, options), SOURCES))
         self.folder, self.modules = tempfile.TemporaryDirectory(), []
-        self.functions, self.shared, self.raised = {}, {}, set()
+        self.functions, self.shared = {}, {}
+        self.shared_most = (99 if self.gb10 else 227) * 1024
         for name, cubin in zip(SOURCES, cubins):
             path = pathlib.Path(self.folder.name) / f"{name}.cubin"
             path.write_bytes(cubin)
@@ -41,7 +42,10 @@ class Kernels:
 
     def function(self, name):
         if name not in self.functions:
-            self.functions[name] = self.first(lambda module: module.get_function(name))
+            function = self.first(lambda module: module.get_function(name))
+            # Blocks get more than 48 KiB only where that was said before. Static shared memory counts too.
+            function.max_dynamic_shared_size_bytes = self.shared_most - function.shared_size_bytes
+            self.functions[name] = function
         return self.functions[name]
 
     def shared_bytes(self, name):
@@ -62,9 +66,6 @@ class Kernels:
 
     def __call__(self, name, grid, block, shared, *args):
         function = self.function(name)
-        if shared > 48 * 1024 and name not in self.raised:
-            function.max_dynamic_shared_size_bytes = shared
-            self.raised.add(name)
         with cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream):
             function(grid if isinstance(grid, tuple) else (grid,), (block,), tuple(map(argument, args)), shared_mem=shared)
 
@@ -78,7 +79,7 @@ class Kernels:
         """A kernel over work items: as many blocks as the card may hold at once."""
         name = f"{name}_{tile}"
         shared = self.shared_bytes(name)
-        each = max(1, min(4, (99 if self.gb10 else 227) * 1024 // (shared + 1024)))
+        each = max(1, min(4, self.shared_most // (shared + 1024)))
         self(name, self.processors * each, 256 if tile == "wide" else 128, shared, *args)
 
 
