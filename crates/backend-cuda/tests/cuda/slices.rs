@@ -55,14 +55,14 @@ fn slices_between_recorded_steps_give_the_bits_of_a_whole_pass() {
             whole.pass(prompt, None);
             let want = whole.logits(length);
             let steps: Vec<_> = (3..3 + layers).map(|at| whole.step(&[&tokens[at..=at]], at)).collect();
-            for layer in 0..layers {
+            for (layer, beside) in steps.iter().enumerate() {
                 sliced.pass(prompt, Some(layer..layer + 1));
                 if layer + 1 == layers {
                     assert!(sliced.logits(length) == want, "{formats:?}, {length} tokens: other bits in slices");
                 }
                 let at = 3 + layer;
                 let step = sliced.step(&[&tokens[at..=at]], at);
-                assert!(step == steps[layer], "{formats:?}, {length} tokens: other bits beside slice {layer}");
+                assert!(step == *beside, "{formats:?}, {length} tokens: other bits beside slice {layer}");
             }
         }
     }
