@@ -1,6 +1,7 @@
 // The experts of many rows with MXFP8 activations, as mxfp4_moe_prefill.cu launches them: 128 threads, NAME_shared
 // bytes of dynamic shared memory, tile_rows of moe_group as in the name. `scaled` exists on sm_121a only, where the
-// tensor cores apply the scales; `plain` is the same product with f32 scaling, and runs on both targets.
+// tensor cores apply the scales; `plain` is the same product with f32 scaling, and runs on both targets. On sm_121a three
+// stages of 128 rows leave a multiprocessor room for one block, and so would two.
 #include "experts.cuh"
 #include "fp8.cuh"
 
@@ -66,8 +67,35 @@ struct Fp8Results {
     }
 
 EXPERTS(fp8_plain_64, 64, 3, false)
-EXPERTS(fp8_plain_128, 128, SMALL_SHARED ? 2 : 4, false)
+EXPERTS(fp8_plain_128, 128, SMALL_SHARED ? 3 : 4, false)
 #if HAS_BLOCK_SCALED
 EXPERTS(fp8_scaled_64, 64, 2, true)
-EXPERTS(fp8_scaled_128, 128, 2, true)
+EXPERTS(fp8_scaled_128, 128, 3, true)
+
+// One group of 32 columns of a probe, twice on top of each other: every operand is made as in the products above.
+template <int Q>
+DEVICE void probe_group(const u8* codes, const u8* scales, const u8* x, const u8* x_scales, float* out) {
+    const int lane = threadIdx.x, g = lane / 4, t = lane % 4;
+    u32 a[4];
+    mxfp4_operand<true>(a, *(const uint2*)(codes + Q / 2 * 512 + lane * 16 + Q % 2 * 8));
+    const u32 rows = row_scales(*(const u32*)(scales + Q / 2 * 32 + g * 4), t), columns = *(const u32*)(x_scales + g * 4);
+    const uint2 b = *(const uint2*)(x + g * 128 + Q * 32 + t * 8);
+    float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll
+    for (int i = 0; i < 2; i++) mma_scaled<Q % 2, Q>(sum, a, b, rows, columns);
+    float* to = out + Q * 128 + g * 8 + t * 2;
+    to[0] = sum[0], to[1] = sum[1], to[64] = sum[2], to[65] = sum[3];
+}
+
+// Whether the block-scaled product does what it should (crates/backend-cuda/src/block_scale.rs has the cases). Launch: one
+// warp a case. A case is 16 rows of 128 columns, codes [2][512] and scales [2][32] in fragment order, and 8 activation rows,
+// e4m3 [8][128] in the order of pack_e4m3 with scales [8][4]; out f32 [4][16][8] is twice the product of each 32 columns.
+extern "C" __global__ void __launch_bounds__(32) block_scale_probe(const u8* codes, const u8* scales, const u8* x, const u8* x_scales, float* out) {
+    const int i = blockIdx.x;
+    codes += i * 1024, scales += i * 64, x += i * 1024, x_scales += i * 32, out += i * 512;
+    probe_group<0>(codes, scales, x, x_scales, out);
+    probe_group<1>(codes, scales, x, x_scales, out);
+    probe_group<2>(codes, scales, x, x_scales, out);
+    probe_group<3>(codes, scales, x, x_scales, out);
+}
 #endif

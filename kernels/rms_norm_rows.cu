@@ -1,5 +1,5 @@
 // Root-mean-square norm of many rows into the 16-bit activations that the products read.
-#include "fp8.cuh"
+#include "prefill.cuh"
 
 // y = x * rsqrt(mean(x^2) + epsilon) * weight in f32, rounded once. Grid: one block of 256 threads a row; cols a multiple
 // of 4. Reads the row once (4 bytes an element), writes 2.
@@ -43,41 +43,4 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm_rows(const float* __r
     for (int i = 0; i < 4; i++)
         if (threadIdx.x + i * 256 < cols / 4) write(threadIdx.x + i * 256, kept[i]);
     for (int at = threadIdx.x + 1024; at < cols / 4; at += 256) write(at, from[at]);
-}
-
-// The same with the result in MXFP8: y e4m3 [n, cols] in the order of pack_e4m3, scales E8M0 [n, scale_columns(cols)], zero
-// beyond cols / 32. cols a multiple of 32. Eight neighbouring threads share a scale. Grid and block as above.
-extern "C" __global__ void __launch_bounds__(256) rms_norm_rows_fp8(const float* __restrict__ x, const float* __restrict__ weight, u8* __restrict__ y, u8* __restrict__ scales, int cols, float epsilon) {
-    __shared__ float sums[8];
-    const u64 row = blockIdx.x;
-    const float4* from = (const float4*)(x + row * cols);
-    float sum = 0.0f;
-    for (int at = threadIdx.x; at < cols / 4; at += 256) {
-        float4 v = from[at];
-        sum += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
-    }
-#pragma unroll
-    for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, d);
-    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
-    __syncthreads();
-    sum = 0.0f;
-#pragma unroll
-    for (int w = 0; w < 8; w++) sum += sums[w];
-    const float scale = rsqrtf(sum / (float)cols + epsilon);
-    for (int base = 0; base < scale_columns(cols) * 8; base += 256) {
-        const int at = base + threadIdx.x;
-        float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        if (at < cols / 4) {
-            const float4 w = ((const float4*)weight)[at];
-            v = from[at];
-            v.x = v.x * scale * w.x, v.y = v.y * scale * w.y, v.z = v.z * scale * w.z, v.w = v.w * scale * w.w;
-        }
-        float largest = fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
-#pragma unroll
-        for (int d = 4; d > 0; d /= 2) largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, d));
-        const u32 byte = e8m0_for(largest);
-        const float inverse = e8m0_inverse(byte);
-        if (at < cols / 4) *(u32*)(y + row * cols + at * 4) = pack_e4m3(v.x * inverse, v.y * inverse, v.z * inverse, v.w * inverse);
-        if (at % 8 == 0 && at / 8 < scale_columns(cols)) scales[row * scale_columns(cols) + at / 8] = at < cols / 4 ? (u8)byte : 0;
-    }
 }

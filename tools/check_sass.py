@@ -18,6 +18,11 @@ EXPECTED = [
     *[("mxfp4_moe_decode", arch, "moe_down_decode", r"LDG\.E\S*\.128") for arch in ("sm_90a", "sm_121a")],
     *[("attention_prefill", arch, "attention_prefill", r"HMMA\.16816\.F32\.BF16") for arch in ("sm_90a", "sm_121a")],
     *[("mxfp4_moe_prefill", arch, "mxfp4_moe_gate_up_128", r"HMMA\.16816\.F32") for arch in ("sm_90a", "sm_121a")],
+    *[("mxfp4_moe_prefill_fp8", "sm_121a", f"mxfp4_moe_{product}_fp8_scaled_{tile}", r"QMMA\.SF\.16832\.F32\.E2M1\.E4M3")
+      for product in ("gate_up", "down") for tile in (64, 128)],
+    ("mxfp4_moe_prefill_fp8", "sm_121a", "block_scale_probe", r"QMMA\.SF\.16832"),
+    ("mxfp4_moe_prefill_fp8", "sm_121a", "mxfp4_moe_gate_up_fp8_plain_128", r"QMMA\.16832"),
+    ("mxfp4_moe_prefill_fp8", "sm_90a", "mxfp4_moe_gate_up_fp8_plain_128", r"HMMA\.16816\.F32"),
     ("mxfp4_moe_prefill", "sm_90a", "mxfp4_moe_gate_up_wide", r"HGMMA"),
     ("dense_prefill", "sm_90a", "dense_q8_wide", r"HGMMA"),
 ]

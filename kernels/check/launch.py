@@ -10,10 +10,10 @@ import torch
 
 import nvrtc
 
-SOURCES = ("moe_group", "mxfp4_moe_prefill", "mxfp4_moe_prefill_fp8", "dense_prefill", "attention_prefill", "rope_store", "rms_norm_rows")
+SOURCES = ("moe_group", "mxfp4_moe_prefill", "mxfp4_moe_prefill_fp8", "dense_prefill", "attention_prefill", "rope_store", "rms_norm_rows", "narrow_rows")
 KERNELS = pathlib.Path(__file__).resolve().parents[1]
 TILES = (16, 32, 64, 128, "wide")  # "wide" exists on sm_90a
-FP8_TILES = {"fp8_plain_64": 64, "fp8_plain_128": 128, "fp8_scaled_64": 64, "fp8_scaled_128": 128}  # "scaled" on sm_121a
+FP8_TILES = {"fp8_plain_64": 64, "fp8_plain_128": 128, "fp8_scaled_64": 64, "fp8_scaled_128": 128}  # "scaled" as on sm_121a
 
 
 def tile_rows(tile):
@@ -23,18 +23,18 @@ def tile_rows(tile):
 class Kernels:
     """Every kernel by name; call kernel(name, grid, block, shared, *args): tensors, ints and floats."""
 
-    def __init__(self, together=False):
-        """With `together`, MXFP4 codes lie as on GB10 (include/mxfp4.cuh), whatever the card."""
+    def __init__(self, as_gb10=False):
+        """With `as_gb10`, a Hopper's kernels are built as a GB10's are (include/prefill.cuh)."""
         major, minor = torch.cuda.get_device_capability()
-        self.small = major >= 12
-        self.together = together or self.small
-        options = ("-DMXFP4_TOGETHER",) if together else ()
+        self.gb10 = as_gb10 or major >= 12
+        options = ("-DAS_GB10",) if as_gb10 else ()
         self.processors = torch.cuda.get_device_properties(0).multi_processor_count
         arch = f"sm_{major}{minor}a"
         with concurrent.futures.ThreadPoolExecutor() as pool:
             cubins = list(pool.map(lambda name: nvrtc.compile_source(KERNELS / f"{name}.cu", arch, options), SOURCES))
         self.folder, self.modules = tempfile.TemporaryDirectory(), []
-        self.functions, self.shared, self.raised = {}, {}, set()
+        self.functions, self.shared = {}, {}
+        self.shared_most = (99 if self.gb10 else 227) * 1024
         for name, cubin in zip(SOURCES, cubins):
             path = pathlib.Path(self.folder.name) / f"{name}.cubin"
             path.write_bytes(cubin)
@@ -42,7 +42,10 @@ class Kernels:
 
     def function(self, name):
         if name not in self.functions:
-            self.functions[name] = self.first(lambda module: module.get_function(name))
+            function = self.first(lambda module: module.get_function(name))
+            # Blocks get more than 48 KiB only where that was said before. Static shared memory counts too.
+            function.max_dynamic_shared_size_bytes = self.shared_most - function.shared_size_bytes
+            self.functions[name] = function
         return self.functions[name]
 
     def shared_bytes(self, name):
@@ -63,23 +66,20 @@ class Kernels:
 
     def __call__(self, name, grid, block, shared, *args):
         function = self.function(name)
-        if shared > 48 * 1024 and name not in self.raised:
-            function.max_dynamic_shared_size_bytes = shared
-            self.raised.add(name)
         with cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream):
             function(grid if isinstance(grid, tuple) else (grid,), (block,), tuple(map(argument, args)), shared_mem=shared)
 
     def tiles(self):
-        return TILES[:-1] if self.small else TILES
+        return TILES[:-1] if self.gb10 else TILES
 
     def fp8_tiles(self):
-        return [t for t in FP8_TILES if self.small or "plain" in t]
+        return [t for t in FP8_TILES if self.gb10 or "plain" in t]
 
     def persistent(self, name, tile, *args):
         """A kernel over work items: as many blocks as the card may hold at once."""
         name = f"{name}_{tile}"
         shared = self.shared_bytes(name)
-        each = max(1, min(4, (100 if self.small else 227) * 1024 // (shared + 1024)))
+        each = max(1, min(4, self.shared_most // (shared + 1024)))
         self(name, self.processors * each, 256 if tile == "wide" else 128, shared, *args)
 
 

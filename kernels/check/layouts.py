@@ -22,8 +22,8 @@ def gate_up_order(units, device):
 
 
 def place_mxfp4(code, i, together):
-    """Where the code of register i stands in a half of a word, as include/mxfp4.cuh has it: nibbles together, as on GB10 and
-    for 8-bit products everywhere, or sign and magnitude apart."""
+    """Where the code of register i stands in a half of a word, as include/mxfp4.cuh has it: nibbles together, as on a GB10,
+    or sign and magnitude apart."""
     if together:
         return code << (12 - 4 * i)
     return (code >> 3) << (15, 12, 14, 13)[i] | (code & 7) << (9 - 3 * i)

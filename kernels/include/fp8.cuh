@@ -18,8 +18,10 @@ DEVICE void mma_e4m3(float (&d)[4], const u32 (&a)[4], uint2 b) {
 
 #if HAS_BLOCK_SCALED
 // d += a * b, a e2m1 in bits 5..2 of its bytes, b e4m3. Lanes 4g and 4g + 1 give the scales of rows g and g + 8 (byte
-// A_BYTE of scale_a), lane 4n that of column n (byte B_BYTE of scale_b).
+// A_BYTE of scale_a), lane 4n that of column n (byte B_BYTE of scale_b); what other lanes give is not looked at.
+// kernels/README.md says where that is written.
 template <int A_BYTE, int B_BYTE>
+#if __CUDA_ARCH__ >= 1200
 DEVICE void mma_scaled(float (&d)[4], const u32 (&a)[4], uint2 b, u32 scale_a, u32 scale_b) {
     asm volatile(
         "mma.sync.aligned.m16n8k32.row.col.kind::mxf8f6f4.block_scale.scale_vec::1X.f32.e2m1.e4m3.f32.ue8m0 "
@@ -27,7 +29,42 @@ DEVICE void mma_scaled(float (&d)[4], const u32 (&a)[4], uint2 b, u32 scale_a, u
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y), "r"(scale_a), "n"(A_BYTE), "r"(scale_b), "n"(B_BYTE));
 }
+#else
+// Its twin, for chips without the instruction: the same operands in the same lanes. In double, as the instruction's scales do
+// not overflow on the way.
+DEVICE void mma_scaled(float (&d)[4], const u32 (&a)[4], uint2 b, u32 scale_a, u32 scale_b) {
+    const int lane = threadIdx.x % 32, quad = lane / 4 * 4, column = lane % 4 * 2;
+    u32 wide[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) wide[i] = (a[i] & 0x20202020u) << 2 | (a[i] & 0x1c1c1c1cu); // e4m3 times 2^-6
+    float sum[4];
+    mma_e4m3(sum, wide, b);
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const u32 of_row = __shfl_sync(0xffffffffu, scale_a, quad + i / 2) >> (8 * A_BYTE) & 0xff;
+        const u32 of_column = __shfl_sync(0xffffffffu, scale_b, (column + i % 2) * 4) >> (8 * B_BYTE) & 0xff;
+        d[i] += (float)(64.0 * sum[i] * e8m0(of_row) * e8m0(of_column));
+    }
+}
 #endif
+
+// What a lane gives for the scales of its rows: `bytes` are those of row g in two groups, then of row g + 8.
+DEVICE u32 row_scales(u32 bytes, int t) { return bytes >> (t & 1) * 16; }
+#endif
+
+// The A operand of one product of 32 columns, of a lane's two words of codes: e2m1 in its container, or e4m3 times 2^-6.
+template <bool SCALED>
+DEVICE void mxfp4_operand(u32 (&a)[4], uint2 words) {
+#if MXFP4_TOGETHER
+    if constexpr (SCALED) {
+        a[0] = mxfp4_upper_e2m1(words.x), a[1] = mxfp4_lower_e2m1(words.x);
+        a[2] = mxfp4_upper_e2m1(words.y), a[3] = mxfp4_lower_e2m1(words.y);
+        return;
+    }
+#endif
+    a[0] = mxfp4_upper_e4m3(words.x), a[1] = mxfp4_lower_e4m3(words.x);
+    a[2] = mxfp4_upper_e4m3(words.y), a[3] = mxfp4_lower_e4m3(words.y);
+}
 
 // Four elements (k, k + 1, k + 2, k + 3), k a multiple of 4, as a word of activations holds them: bytes k + 2, k, k + 3,
 // k + 1, the order in which a word of weight nibbles yields them.
@@ -154,30 +191,27 @@ struct Fp8Product {
         u32 a[MT][4], scale[MT];
 #pragma unroll
         for (int m = 0; m < MT; m++) {
-            u32 w0, w1;
-            asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(w0), "=r"(w1) : "r"(stage + row_tile(m) * 1024 + Q / 2 * 512 + lane * 16 + Q % 2 * 8) : "memory");
+            mxfp4_operand<SCALED>(a[m], load_shared8(stage + row_tile(m) * 1024 + Q / 2 * 512 + lane * 16 + Q % 2 * 8));
             scale[m] = load_shared4(stage + WEIGHT_BYTES + row_tile(m) * 64 + Q / 2 * 32 + g * 4);
-            a[m][0] = upper(w0), a[m][1] = lower(w0), a[m][2] = upper(w1), a[m][3] = lower(w1);
         }
         const u32 b = stage + WEIGHT_BYTES + SCALE_BYTES + g * 128 + ((Q ^ (g & 3)) * 2 + t / 2) * 16 + t % 2 * 8;
         const u32 x_scales = stage + WEIGHT_BYTES + SCALE_BYTES + NT * 128;
 #pragma unroll
         for (int n = 0; n < NT / 8; n++) {
             if (n % 4 == 0 && n > 0 && n * 8 >= count) break;
-            uint2 v;
-            asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(b + n * 1024) : "memory");
+            const uint2 v = load_shared8(b + n * 1024);
 #if HAS_BLOCK_SCALED
             if constexpr (SCALED) {
                 const u32 column_scales = load_shared4(x_scales + (n * 8 + g) * 4);
 #pragma unroll
-                for (int m = 0; m < MT; m++) mma_scaled<Q % 2, Q>(acc[m][n], a[m], v, scale[m] >> (t & 1) * 16, column_scales);
+                for (int m = 0; m < MT; m++) mma_scaled<Q % 2, Q>(acc[m][n], a[m], v, row_scales(scale[m], t), column_scales);
                 continue;
             }
 #endif
-            const float x0 = e8m0_above(load_shared4(x_scales + (n * 8 + t * 2) * 4) >> (8 * Q)), x1 = e8m0_above(load_shared4(x_scales + (n * 8 + t * 2 + 1) * 4) >> (8 * Q));
+            const float x0 = scale_of(load_shared4(x_scales + (n * 8 + t * 2) * 4), Q), x1 = scale_of(load_shared4(x_scales + (n * 8 + t * 2 + 1) * 4), Q);
 #pragma unroll
             for (int m = 0; m < MT; m++) {
-                const float low = e8m0_above(scale[m] >> (8 * (Q % 2))), high = e8m0_above(scale[m] >> (16 + 8 * (Q % 2)));
+                const float low = scale_of(scale[m], Q % 2), high = scale_of(scale[m], 2 + Q % 2);
                 float d[4];
                 mma_e4m3(d, a[m], v);
                 acc[m][n][0] += d[0] * (low * x0), acc[m][n][1] += d[1] * (low * x1);
@@ -186,10 +220,6 @@ struct Fp8Product {
         }
     }
 
-    // The scale in the lowest byte; byte 0 (2^-127) counts as zero.
-    static DEVICE float e8m0_above(u32 bytes) { return __uint_as_float((bytes & 0xff) << 23); }
-
-    // Upper (row g) and lower (row g + 8) nibbles as instruction operands.
-    static DEVICE u32 upper(u32 w) { return SCALED ? w >> 2 & 0x3c3c3c3cu : (w & 0x80808080u) | (w >> 2 & 0x1c1c1c1cu); }
-    static DEVICE u32 lower(u32 w) { return SCALED ? w << 2 & 0x3c3c3c3cu : (w << 4 & 0x80808080u) | (w << 2 & 0x1c1c1c1cu); }
+    // The scale in byte `index`.
+    static DEVICE float scale_of(u32 bytes, int index) { return e8m0(bytes >> (8 * index) & 0xff); }
 };

@@ -4,20 +4,21 @@
 #include "mxfp4.cuh"
 
 // A Spark's multiprocessor has 100 KB of shared memory where Hopper's has 228: tiles keep fewer stages there, so that two
-// blocks still fit.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+// blocks still fit. AS_GB10 builds a Hopper's kernels as a GB10's are: its tiles and stages, its placement of codes, no
+// warpgroup products, and block-scaled ones with a twin of the instruction (fp8.cuh), so that all of it can be run on a Hopper.
+#if defined(AS_GB10) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200)
 #define SMALL_SHARED 1
 #else
 #define SMALL_SHARED 0
 #endif
 
 // Tensor instructions that only the `a` targets have: block-scaled products (sm_121a) and warpgroup products (sm_90a).
-#if defined(__CUDA_ARCH_SPECIFIC__) && __CUDA_ARCH__ >= 1200
+#if defined(AS_GB10) || (defined(__CUDA_ARCH_SPECIFIC__) && __CUDA_ARCH__ >= 1200)
 #define HAS_BLOCK_SCALED 1
 #else
 #define HAS_BLOCK_SCALED 0
 #endif
-#if defined(__CUDA_ARCH_SPECIFIC__) && __CUDA_ARCH__ == 900
+#if !defined(AS_GB10) && defined(__CUDA_ARCH_SPECIFIC__) && __CUDA_ARCH__ == 900
 #define HAS_WARPGROUP 1
 #else
 #define HAS_WARPGROUP 0
@@ -45,6 +46,12 @@ DEVICE void copies_wait() {
 DEVICE uint4 load_shared16(u32 from) {
     uint4 v;
     asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(from) : "memory");
+    return v;
+}
+
+DEVICE uint2 load_shared8(u32 from) {
+    uint2 v;
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(from) : "memory");
     return v;
 }
 
@@ -207,10 +214,9 @@ DEVICE void fragments(u32 (&a)[2][4], u32 tile, u32 scales, int group, int g, co
         u32 bytes = load_shared4(scales + g * 4);
         u32 low = mxfp4_scale((bytes >> (8 * group)) & 0xff, rows.low);
         u32 high = mxfp4_scale((bytes >> (16 + 8 * group)) & 0xff, rows.high);
-        u32 w0, w1;
-        asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(w0), "=r"(w1) : "r"(tile + group * 8) : "memory");
-        mxfp4_fragment(a[0], w0, low, high);
-        mxfp4_fragment(a[1], w1, low, high);
+        const uint2 words = load_shared8(tile + group * 8);
+        mxfp4_fragment(a[0], words.x, low, high);
+        mxfp4_fragment(a[1], words.y, low, high);
     } else if (F == Q8) {
         u32 low = q8_scale(load_shared2(scales + group * 32 + g * 2), rows.low);
         u32 high = q8_scale(load_shared2(scales + group * 32 + g * 2 + 16), rows.high);

@@ -3,6 +3,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tandem_backend::{BackendError, Batch, Rope, StepLimits};
 
+use crate::activations::{ExpertInputs, PrefillActivations};
 use crate::compile::Compiler;
 use crate::count::Tally;
 use crate::device::{Device, DeviceError};
@@ -25,6 +26,10 @@ pub struct CudaOptions {
     pub cache: Option<PathBuf>,
     /// Launch kernels one by one instead of as recorded graphs.
     pub eager: bool,
+    /// What activations of prompts are rounded to before the experts.
+    pub prefill_activations: PrefillActivations,
+    /// On a Hopper: a GB10's kernels, tiles and shared memory, to try them where they can be run. For tests.
+    pub as_gb10: bool,
 }
 
 /// gpt-oss on one GPU.
@@ -88,12 +93,16 @@ pub(crate) struct Scratch {
 impl CudaBackend {
     /// Opens the GPU and compiles what packs weights; a thread goes on with all other kernels.
     pub fn new(options: CudaOptions) -> Result<Self, BackendError> {
-        let device =
-            Device::open(options.ordinal).map_err(|error: DeviceError| BackendError::Unsupported(error.to_string()))?;
+        let CudaOptions { ordinal, cache, eager, prefill_activations, as_gb10 } = options;
+        let mut device =
+            Device::open(ordinal).map_err(|error: DeviceError| BackendError::Unsupported(error.to_string()))?;
+        if as_gb10 {
+            device.limit_as_gb10();
+        }
         let device = Arc::new(device);
-        let compiler = Compiler::new(device.arch(), options.cache);
+        let compiler = Compiler::new(device.arch(), cache).as_gb10(as_gb10);
         let packing = Packing::load(&device, &compiler)?;
-        let late = LateKernels::start(&device, compiler)?;
+        let late = LateKernels::start(&device, compiler, packing, prefill_activations)?;
         let state = State {
             graphs: Graphs::new(&device),
             staging: None,
@@ -105,7 +114,7 @@ impl CudaBackend {
             exchange: None,
             tally: Tally::new(&device)?,
         };
-        Ok(Self { state: Mutex::new(state), packing, late, device, eager: options.eager })
+        Ok(Self { state: Mutex::new(state), packing, late, device, eager })
     }
 
     /// The GPU.
@@ -120,7 +129,12 @@ impl CudaBackend {
 
     /// The kernels of steps; waits until they are there.
     pub(crate) fn kernels(&self) -> Result<&Kernels, BackendError> {
-        self.late.get()
+        Ok(&self.late.get()?.kernels)
+    }
+
+    /// What the experts of prompts read; waits likewise, as a probe of the kernels may decide it.
+    pub(crate) fn expert_inputs(&self) -> Result<ExpertInputs, BackendError> {
+        Ok(self.late.get()?.expert_inputs)
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {

@@ -43,6 +43,8 @@ pub struct Cubin {
 /// Compiles kernels for one target, or takes them from a cache.
 pub struct Compiler {
     arch: String,
+    /// Whether a Hopper's kernels are built as a GB10's are.
+    as_gb10: bool,
     /// Folder of compiled kernels; none: always compile.
     cache: Option<PathBuf>,
 }
@@ -50,7 +52,12 @@ pub struct Compiler {
 impl Compiler {
     /// For a target like `sm_90a`.
     pub fn new(arch: &str, cache: Option<PathBuf>) -> Self {
-        Self { arch: arch.to_owned(), cache }
+        Self { arch: arch.to_owned(), as_gb10: false, cache }
+    }
+
+    /// With a GB10's tiles, placement of codes and kernels (`kernels/include/prefill.cuh`), to be run on a Hopper.
+    pub fn as_gb10(self, as_gb10: bool) -> Self {
+        Self { as_gb10, ..self }
     }
 
     /// The image of one kernel file. A cache that cannot be read or written is no error.
@@ -74,12 +81,16 @@ impl Compiler {
         let mut hash = Sha256::new();
         let parts = [self.arch.as_str(), COMPILER, source.name, source.text];
         let headers = HEADERS.iter().flat_map(|header| [header.name, header.text]);
-        for part in parts.into_iter().chain(headers).chain(OPTIONS.iter().copied()) {
+        for part in parts.into_iter().chain(headers).chain(self.options()) {
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part);
         }
         let digest: String = hash.finalize()[..12].iter().map(|byte| format!("{byte:02x}")).collect();
         format!("{}-{}-{digest}.cubin", source.name.trim_end_matches(".cu"), self.arch)
+    }
+
+    fn options(&self) -> Vec<&'static str> {
+        OPTIONS.into_iter().chain(self.as_gb10.then_some("-DAS_GB10")).collect()
     }
 
     fn run(&self, source: &Source) -> Result<(Vec<u8>, String), CompileError> {
@@ -105,7 +116,7 @@ impl Compiler {
         .result()
         .map_err(|error| failed(format!("{error:?}")))?;
         let arch = format!("--gpu-architecture={}", self.arch);
-        let options: Vec<&str> = std::iter::once(arch.as_str()).chain(OPTIONS.iter().copied()).collect();
+        let options: Vec<&str> = std::iter::once(arch.as_str()).chain(self.options()).collect();
         // SAFETY: the program was created above and is destroyed below.
         let compiled = unsafe { result::compile_program(program, &options) };
         // SAFETY: as above.

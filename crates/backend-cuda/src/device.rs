@@ -42,6 +42,8 @@ pub enum DeviceError {
     },
 }
 
+/// Most shared memory of a block on a GB10.
+const GB10_SHARED_BYTES_MAX: u32 = 101_376;
 /// Oldest driver: CUDA 13.0.
 const DRIVER_VERSION_MIN: i32 = 13_000;
 
@@ -88,6 +90,11 @@ fn open_driver() -> Result<(), DeviceError> {
 }
 
 impl Device {
+    /// With no more shared memory for a block than a GB10 gives.
+    pub(crate) fn limit_as_gb10(&mut self) {
+        self.shared_bytes_max = self.shared_bytes_max.min(GB10_SHARED_BYTES_MAX);
+    }
+
     /// Opens GPU number `ordinal` and makes its context current on this thread.
     pub fn open(ordinal: usize) -> Result<Self, DeviceError> {
         open_driver()?;
@@ -189,7 +196,7 @@ impl Device {
 impl Device {
     /// Copies values to the device and waits. On our stream: the driver's synchronous copy may return before the values
     /// have arrived, and its own stream is not ordered with ours.
-    pub(crate) fn upload(&self, to: u64, values: &[f32]) -> Result<(), BackendError> {
+    pub(crate) fn upload<T: Copy>(&self, to: u64, values: &[T]) -> Result<(), BackendError> {
         self.bind()?;
         // SAFETY: the caller checked that `to` has room; `values` outlives the wait.
         unsafe { result::memcpy_htod_async(to, values, self.stream()) }

@@ -36,6 +36,7 @@ pub const SOURCES: &[Source] = &sources![
     "exchange.cu",
     "moe_group.cu",
     "mxfp4_moe_prefill.cu",
+    "mxfp4_moe_prefill_fp8.cu",
     "dense_prefill.cu",
     "attention_prefill.cu",
     "rms_norm_rows.cu",
@@ -76,6 +77,18 @@ pub(crate) struct Tiled {
     pub(crate) wide: Option<TileKernel>,
 }
 
+/// The experts' two products with MXFP8 activations, for tiles of [`FP8_TILES`] rows.
+pub(crate) struct Fp8Experts {
+    pub(crate) gate_up: [TileKernel; 2],
+    pub(crate) down: [TileKernel; 2],
+}
+
+/// The same with block-scaled products, and what proves them.
+pub(crate) struct BlockScaled {
+    pub(crate) experts: Fp8Experts,
+    pub(crate) probe: Kernel,
+}
+
 /// A product for one tile.
 #[derive(Clone, Copy)]
 pub(crate) struct TileKernel {
@@ -88,15 +101,43 @@ pub(crate) struct TileKernel {
 pub(crate) const TILES: [usize; 4] = [16, 32, 64, 128];
 /// Activation rows of a wide tile.
 pub(crate) const WIDE_TILE: usize = 256;
+/// Activation rows of a tile with MXFP8 activations.
+pub(crate) const FP8_TILES: [usize; 2] = [64, 128];
 
 impl Tiled {
     fn find(modules: &[CUmodule], name: &str) -> Result<Self, BackendError> {
-        let find = |tile: &str| -> Result<TileKernel, BackendError> {
-            let name = format!("{name}_{tile}");
-            Ok(TileKernel { kernel: function(modules, &name)?, shared: number(modules, &format!("{name}_shared"))? })
+        let [a, b, c, d] = TILES.map(|tile| TileKernel::find(modules, &format!("{name}_{tile}")));
+        Ok(Self { narrow: [a?, b?, c?, d?], wide: TileKernel::find(modules, &format!("{name}_wide")).ok() })
+    }
+}
+
+impl Fp8Experts {
+    /// `kind`: `plain` or `scaled`.
+    fn find(modules: &[CUmodule], kind: &str) -> Result<Self, BackendError> {
+        let find = |product: &str| -> Result<[TileKernel; 2], BackendError> {
+            let [a, b] =
+                FP8_TILES.map(|tile| TileKernel::find(modules, &format!("mxfp4_moe_{product}_fp8_{kind}_{tile}")));
+            Ok([a?, b?])
         };
-        let [a, b, c, d] = TILES.map(|tile| find(&tile.to_string()));
-        Ok(Self { narrow: [a?, b?, c?, d?], wide: find("wide").ok() })
+        Ok(Self { gate_up: find("gate_up")?, down: find("down")? })
+    }
+
+    fn tiles(&self) -> impl Iterator<Item = TileKernel> {
+        self.gate_up.into_iter().chain(self.down)
+    }
+}
+
+impl BlockScaled {
+    /// None where the target has no such products.
+    fn find(modules: &[CUmodule]) -> Option<Self> {
+        let probe = function(modules, "block_scale_probe").ok()?;
+        Some(Self { experts: Fp8Experts::find(modules, "scaled").ok()?, probe })
+    }
+}
+
+impl TileKernel {
+    fn find(modules: &[CUmodule], name: &str) -> Result<Self, BackendError> {
+        Ok(Self { kernel: function(modules, name)?, shared: number(modules, &format!("{name}_shared"))? })
     }
 }
 
@@ -111,6 +152,8 @@ macro_rules! kernels {
             pub(crate) dense_mxfp4: Tiled,
             pub(crate) moe_gate_up: Tiled,
             pub(crate) moe_down: Tiled,
+            pub(crate) fp8_experts: Fp8Experts,
+            pub(crate) block_scaled: Option<BlockScaled>,
         }
 
         impl Kernels {
@@ -123,6 +166,8 @@ macro_rules! kernels {
                     dense_mxfp4: Tiled::find(&modules, "dense_mxfp4")?,
                     moe_gate_up: Tiled::find(&modules, "mxfp4_moe_gate_up")?,
                     moe_down: Tiled::find(&modules, "mxfp4_moe_down")?,
+                    fp8_experts: Fp8Experts::find(modules, "plain")?,
+                    block_scaled: BlockScaled::find(modules),
                 })
             }
 
@@ -131,6 +176,8 @@ macro_rules! kernels {
                 let dense = [&self.dense_bf16, &self.dense_q8, &self.dense_mxfp4];
                 let tiled = dense.into_iter().chain([&self.moe_gate_up, &self.moe_down]);
                 let tiled = tiled.flat_map(|tiled| tiled.narrow.into_iter().chain(tiled.wide));
+                let scaled = self.block_scaled.iter().flat_map(|scaled| scaled.experts.tiles());
+                let tiled = tiled.chain(self.fp8_experts.tiles()).chain(scaled);
                 [$(self.$name),*].into_iter().chain(tiled.map(|tile| tile.kernel)).collect()
             }
         }
@@ -172,11 +219,13 @@ kernels![
     attention_prefill_fp8,
     rms_norm_rows,
     narrow_rows,
+    narrow_rows_fp8,
     rope_store,
     rope_store_fp8,
 ];
 
 /// What packs weights when they are read.
+#[derive(Clone, Copy)]
 pub(crate) struct Packing {
     pub(crate) pack_bf16_tiles: Kernel,
     pub(crate) pack_q8_tiles: Kernel,

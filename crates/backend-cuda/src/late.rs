@@ -8,16 +8,24 @@ use std::time::{Duration, Instant};
 use tandem_backend::BackendError;
 use tracing::info;
 
+use crate::activations::{ExpertInputs, PrefillActivations};
 use crate::compile::Compiler;
 use crate::device::Device;
-use crate::kernels::{FILES, Kernels};
+use crate::kernels::{FILES, Kernels, Packing};
 
 /// The kernels of steps, which a thread of their own compiles and loads. Whoever wants one waits for all: everything is
 /// loaded before the first kernel that waits for another rank, as loading may wait for those that run.
 pub(crate) struct LateKernels {
-    thread: Mutex<Option<JoinHandle<Result<Kernels, BackendError>>>>,
-    loaded: OnceLock<Result<Kernels, String>>,
+    thread: Mutex<Option<JoinHandle<Result<Loaded, BackendError>>>>,
+    loaded: OnceLock<Result<Loaded, String>>,
     progress: Arc<KernelProgress>,
+}
+
+/// What the thread leaves.
+pub(crate) struct Loaded {
+    pub(crate) kernels: Kernels,
+    /// Which of them take the experts' products of prompts: where block-scaled ones have to prove themselves first, they did.
+    pub(crate) expert_inputs: ExpertInputs,
 }
 
 /// How far kernels are that are compiled beside loading weights.
@@ -30,8 +38,13 @@ pub struct KernelProgress {
 }
 
 impl LateKernels {
-    /// Starts the thread.
-    pub(crate) fn start(device: &Arc<Device>, compiler: Compiler) -> Result<Self, BackendError> {
+    /// Starts the thread; a probe needs what packs weights.
+    pub(crate) fn start(
+        device: &Arc<Device>,
+        compiler: Compiler,
+        packing: Packing,
+        asked: PrefillActivations,
+    ) -> Result<Self, BackendError> {
         let progress = Arc::<KernelProgress>::default();
         let (device, theirs) = (Arc::clone(device), Arc::clone(&progress));
         let thread = Builder::new().name("kernels".into()).spawn(move || {
@@ -39,14 +52,16 @@ impl LateKernels {
             let kernels = Kernels::load(&device, &compiler, &theirs);
             theirs.took_us.store(begun.elapsed().as_micros() as u64, Ordering::Relaxed);
             theirs.announce(device.arch());
-            kernels
+            let kernels = kernels?;
+            let expert_inputs = ExpertInputs::choose(asked, &device, &kernels, &packing)?;
+            Ok(Loaded { kernels, expert_inputs })
         });
         let thread = thread.map_err(|error| BackendError::Unsupported(format!("a thread for kernels: {error}")))?;
         Ok(Self { thread: Mutex::new(Some(thread)), loaded: OnceLock::new(), progress })
     }
 
     /// The kernels, which are waited for.
-    pub(crate) fn get(&self) -> Result<&Kernels, BackendError> {
+    pub(crate) fn get(&self) -> Result<&Loaded, BackendError> {
         let loaded = self.loaded.get_or_init(|| {
             let begun = Instant::now();
             let joined = self.join();
@@ -64,15 +79,20 @@ impl LateKernels {
         if is_through { self.get().map(drop) } else { Ok(()) }
     }
 
+    /// The same without waiting: none before somebody has.
+    pub(crate) fn known(&self) -> Option<&Loaded> {
+        self.loaded.get()?.as_ref().ok()
+    }
+
     /// For whoever shows it.
     pub(crate) fn progress(&self) -> &Arc<KernelProgress> {
         &self.progress
     }
 
-    fn join(&self) -> Result<Kernels, String> {
+    fn join(&self) -> Result<Loaded, String> {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         match thread.map(JoinHandle::join) {
-            Some(Ok(kernels)) => kernels.map_err(|error| error.to_string()),
+            Some(Ok(loaded)) => loaded.map_err(|error| error.to_string()),
             Some(Err(_)) | None => Err("the thread that compiles kernels panicked".into()),
         }
     }

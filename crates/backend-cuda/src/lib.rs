@@ -4,8 +4,10 @@
 //! Everything runs on one stream in the order called, so that operations need no synchronisation among themselves. The
 //! kernels are in `kernels/` at the root of the repository.
 
+mod activations;
 mod backend;
 mod bandwidth;
+mod block_scale;
 mod buffer;
 mod compile;
 mod count;
@@ -20,6 +22,7 @@ mod kv;
 mod late;
 mod launch;
 mod many;
+mod many_experts;
 mod masks;
 mod matrix;
 mod memory;
@@ -30,6 +33,7 @@ mod rows;
 mod staging;
 mod work;
 
+pub use activations::PrefillActivations;
 pub use backend::{CudaBackend, CudaOptions};
 pub use bandwidth::read_bandwidth;
 pub use buffer::{CudaBuffer, CudaRouting, CudaVector};

@@ -1,10 +1,9 @@
 //! Operations on more rows than the decode kernels take: bound by arithmetic, on tiles of rows.
 
-use tandem_backend::{AttentionContext, BackendError, DenseFormat, ExpertsShape, Rope};
+use tandem_backend::{AttentionContext, BackendError, DenseFormat, Rope};
 
 use crate::backend::CudaBackend;
 use crate::buffer::{CudaBuffer, CudaRouting, CudaVector};
-use crate::experts::CudaExperts;
 use crate::few::window;
 use crate::kernels::{Kernel, TILES, TileKernel, Tiled, WIDE_TILE};
 use crate::kv::CudaKv;
@@ -19,16 +18,13 @@ const ATTENTION_SHARED: usize = 49_152;
 
 /// Activation rows up to which each narrow tile is the fastest, measured on an H200 (`kernels/check/bench_prefill.py`).
 const DENSE_BEST: [usize; 4] = [16, 64, 64, 128];
-/// The same for rows an expert, where there are wide products.
-const EXPERTS_BEST: [usize; 4] = [12, 48, 48, 48];
-
 /// A product with the tile that suits a number of rows.
-struct Choice {
-    kernel: Kernel,
+pub(crate) struct Choice {
+    pub(crate) kernel: Kernel,
     /// Activation rows of a tile.
-    rows: usize,
-    wide: bool,
-    shape: Launch,
+    pub(crate) rows: usize,
+    pub(crate) wide: bool,
+    pub(crate) shape: Launch,
 }
 
 /// How a dense layer of many rows is asked for.
@@ -80,85 +76,6 @@ impl CudaBackend {
         let shape = Launch { grid: (n.div_ceil(8), 1, 1), threads: 256, shared: 0 };
         let arguments = arguments![logits, n, bias.memory.at(0), weight.rows, out.top_k, ids, weights];
         self.device.launch_after(self.kernels()?.choose_experts, shape, arguments)
-    }
-
-    /// Experts of many rows: grouped by expert, two products, and the weighted sum, added to `out`.
-    pub(crate) fn moe_many(
-        &self,
-        x: &CudaBuffer,
-        n: usize,
-        routing: &CudaRouting,
-        experts: &CudaExperts,
-        out: &CudaBuffer,
-    ) -> Result<(), BackendError> {
-        let ExpertsShape { experts: count, hidden, intermediate, limit, alpha, .. } = experts.shape;
-        let (top_k, pairs) = (routing.top_k, n * routing.top_k);
-        let best = if self.kernels()?.moe_down.wide.is_some() { EXPERTS_BEST } else { TILES };
-        let up = self.choose(&self.kernels()?.moe_gate_up, best, pairs.div_ceil(count));
-        let down = self.choose(&self.kernels()?.moe_down, best, pairs.div_ceil(count));
-        let (narrow, _) = self.narrow(x, n, false, up.wide, false)?;
-        let mut state = self.state();
-        let scratch = &mut state.scratch;
-        let inner = scratch.ensure(
-            &self.device,
-            |s| &mut s.inner,
-            work::inner(pairs, intermediate),
-            "experts' inner activations",
-        )?;
-        let results =
-            scratch.ensure(&self.device, |s| &mut s.results, work::results(pairs, hidden), "experts' results")?;
-        let tiles_most = count + pairs.div_ceil(up.rows);
-        let bytes = work::groups(pairs, count, up.rows);
-        let tiles = scratch.ensure(&self.device, |s| &mut s.groups, bytes, "rows by expert")?;
-        let offsets = tiles + 16 * tiles_most as u64;
-        let sorted = offsets + 4 * (count + 1) as u64;
-        let tile_count = sorted + 4 * pairs as u64;
-        let (ids, weights) = routing.row(0);
-        let shape = Launch { grid: (count, 1, 1), threads: 256, shared: 4 * count };
-        let group = arguments![ids, offsets, sorted, tiles, tile_count, pairs, count, up.rows];
-        self.device.launch_after(self.kernels()?.moe_group, shape, group)?;
-        let (matrices, bias) = (&experts.gate_up, &experts.gate_up_bias);
-        self.device.launch_after(
-            up.kernel,
-            up.shape,
-            arguments![
-                matrices.tiles.at(0),
-                matrices.scales.at(0),
-                matrices.row_base.at(0),
-                bias.memory.at(0),
-                narrow,
-                inner,
-                tiles,
-                tile_count,
-                sorted,
-                2 * intermediate,
-                hidden,
-                top_k,
-                limit,
-                alpha
-            ],
-        )?;
-        let (matrices, bias) = (&experts.down, &experts.down_bias);
-        self.device.launch_after(
-            down.kernel,
-            down.shape,
-            arguments![
-                matrices.tiles.at(0),
-                matrices.scales.at(0),
-                matrices.row_base.at(0),
-                bias.memory.at(0),
-                inner,
-                results,
-                tiles,
-                tile_count,
-                sorted,
-                hidden,
-                intermediate
-            ],
-        )?;
-        let shape = Launch { grid: (n, 1, 1), threads: 128, shared: 0 };
-        let combine = arguments![results, ids, weights, out.row(0), hidden, top_k, count];
-        self.device.launch_after(self.kernels()?.moe_combine, shape, combine)
     }
 
     /// Rotates queries in place, stores keys and values.
@@ -265,7 +182,7 @@ impl CudaBackend {
     }
 
     /// Rows of `x` in 16 bits, and what rounding left where that is wanted.
-    fn narrow(
+    pub(crate) fn narrow(
         &self,
         x: &CudaBuffer,
         n: usize,
@@ -304,20 +221,23 @@ impl CudaBackend {
         Ok(narrow)
     }
 
-    /// The tile for `rows` activation rows a matrix, given the rows up to which each narrow tile is the fastest, and as
-    /// many blocks as the device holds at once.
-    fn choose(&self, tiled: &Tiled, best: [usize; 4], rows: usize) -> Choice {
-        let multiprocessors = self.device.multiprocessors() as usize;
-        let (TileKernel { kernel, shared }, tile, wide) = match tiled.wide.filter(|_| rows > best[3]) {
+    /// The tile for `rows` activation rows a matrix, given the rows up to which each narrow tile is the fastest.
+    pub(crate) fn choose(&self, tiled: &Tiled, best: [usize; 4], rows: usize) -> Choice {
+        let (of_tile, rows, wide) = match tiled.wide.filter(|_| rows > best[3]) {
             Some(wide) => (wide, WIDE_TILE, true),
             None => {
                 let index = best.iter().position(|most| rows <= *most).unwrap_or(TILES.len() - 1);
                 (tiled.narrow[index], TILES[index], false)
             }
         };
+        self.persistent(of_tile, rows, wide)
+    }
+
+    /// A product over tiles of so many rows, with as many blocks as the device holds at once.
+    pub(crate) fn persistent(&self, of_tile: TileKernel, rows: usize, wide: bool) -> Choice {
+        let TileKernel { kernel, shared } = of_tile;
         let each = (self.device.shared_bytes_max() as usize / (shared + 1024)).clamp(1, 4);
-        let threads = if wide { 256 } else { 128 };
-        let shape = Launch { grid: (multiprocessors * each, 1, 1), threads, shared };
-        Choice { kernel, rows: tile, wide, shape }
+        let grid = (self.device.multiprocessors() as usize * each, 1, 1);
+        Choice { kernel, rows, wide, shape: Launch { grid, threads: if wide { 256 } else { 128 }, shared } }
     }
 }

@@ -8,6 +8,7 @@ use tandem_backend::{
     ExpertsShape, ExpertsSource, KvShape, LogitsPart, Rope, RowSource, StepLimits,
 };
 
+use crate::activations::ExpertInputs;
 use crate::backend::CudaBackend;
 use crate::buffer::{CudaBuffer, CudaRouting, CudaVector};
 use crate::device::failed;
@@ -30,7 +31,17 @@ impl Backend for CudaBackend {
 
     fn describe(&self) -> String {
         let graphs = if self.eager { "eager" } else { "recorded steps" };
-        format!("{} ({}), F16 activations, {graphs}", self.device.name(), self.device.arch())
+        // Nobody waits for kernels to read a name.
+        let prompts = match self.late.known().map(|loaded| loaded.expert_inputs) {
+            None | Some(ExpertInputs::F16) => String::new(),
+            Some(mxfp8) => format!(", experts of prompts {}", mxfp8.describe()),
+        };
+        format!("{} ({}), F16 activations{prompts}, {graphs}", self.device.name(), self.device.arch())
+    }
+
+    fn eight_bit_prompts(&self) -> bool {
+        // Kernels that failed to load are told of by whoever wants to launch them.
+        self.expert_inputs().is_ok_and(|inputs| inputs != ExpertInputs::F16)
     }
 
     fn buffer(&self, rows: usize, width: usize) -> Result<CudaBuffer, BackendError> {

@@ -139,6 +139,11 @@ impl StepRows {
         self.single
     }
 
+    /// Whether `n` rows are those of a step that decodes: each of a sequence of its own.
+    pub(crate) fn decode(&self, n: usize) -> bool {
+        self.single && self.count == n
+    }
+
     /// Sequences of the step under way, where their first rows are (and the end of the last), and their first positions.
     pub(crate) fn runs(&self) -> (usize, u64, u64) {
         let first = self.shape.first_rows();

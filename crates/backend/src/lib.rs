@@ -161,6 +161,10 @@ pub trait Backend: Send {
 
     /// Device, code path and precision, for the log: `cpu avx512-vnni, 2 threads, activations int8 twice over`.
     fn describe(&self) -> String;
+    /// Whether activations of prompts are rounded to 8 bits before the experts, which shows in what a model computes.
+    fn eight_bit_prompts(&self) -> bool {
+        false
+    }
 
     // ---- memory ----
 

@@ -269,11 +269,12 @@ impl Loading<'_> {
     where
         Runner<B>: Send,
     {
-        let device = backend.describe();
-        info!("device: {device}");
+        info!("device: {}", backend.describe());
         let mut model = with_progress(self.store, self.progress, self.kernels.as_deref(), |store| {
             Ok(Model::load(backend, store, self.formats, self.capacity, ShardPlan::UNDIVIDED)?)
         })?;
+        // Kernels are there now, and with them what prompts are computed with.
+        let device = model.describe();
         let allocation = model.allocation_time();
         match &self.kernels {
             Some(kernels) => {

@@ -53,14 +53,14 @@ impl ModelRank {
             order.all.fingerprint
         );
         let (world, tokenizer) = (order.world, std::thread::spawn(tandem_grammar::warm_up));
-        let (connect, device) = load_shard(&args, &source, order, progress)?;
+        let (connect, loaded) = load_shard(&args, &source, order, progress)?;
         if tokenizer.join().is_err() {
             bail!("reading the tokenizer's vocabulary failed");
         }
         self.place = Some((order.rank, world));
         self.connect = Some(connect);
         let offer = if world > 1 { self.open_endpoint(order)? } else { Vec::new() };
-        Ok(RankLoaded { offer, device })
+        Ok(RankLoaded { offer, ..loaded })
     }
 
     fn open_endpoint(&mut self, order: &RankOrder) -> Result<Vec<u8>> {
@@ -140,6 +140,7 @@ pub fn model_args(worker: &WorkerArgs, order: &RankOrder) -> Result<ModelArgs> {
         context: Some(all.capacity.context),
         max_streams: all.capacity.max_streams,
         eager: all.eager,
+        prefill_activations: named(&all.prefill_activations)?,
         ..machine_args(worker)
     })
 }
@@ -153,7 +154,7 @@ fn load_shard(
     source: &Source,
     order: &RankOrder,
     progress: &(dyn Fn(u64, u64) + Sync),
-) -> Result<(Connect, String)> {
+) -> Result<(Connect, RankLoaded)> {
     let numbers = Numbers::of(args)?;
     let shard = Shard { source, order, progress, formats: numbers.formats() };
     match Place::choose(args)? {
@@ -170,9 +171,8 @@ struct Shard<'a> {
 }
 
 impl Shard<'_> {
-    fn load<B: Backend + 'static>(&self, backend: B) -> Result<(Connect, String)> {
-        let device = backend.describe();
-        info!("device: {device}");
+    fn load<B: Backend + 'static>(&self, backend: B) -> Result<(Connect, RankLoaded)> {
+        info!("device: {}", backend.describe());
         let experts = match self.order.all.experts {
             Experts::Slice => ExpertSplit::Slice,
             Experts::Whole => ExpertSplit::Whole,
@@ -185,7 +185,12 @@ impl Shard<'_> {
         let model = load::counted(store, PROGRESS_INTERVAL, &progress, |store| {
             Model::load(backend, store, self.formats, self.order.all.capacity, plan)
         })?;
-        Ok((Box::new(move |exchange| start(model, exchange)), device))
+        let loaded = RankLoaded {
+            device: model.describe(),
+            eight_bit_prompts: model.eight_bit_prompts(),
+            ..RankLoaded::default()
+        };
+        Ok((Box::new(move |exchange| start(model, exchange)), loaded))
     }
 }
 

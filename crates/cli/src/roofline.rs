@@ -52,6 +52,8 @@ pub struct Kernel {
     pub activations: f64,
     /// Products, FLOP.
     pub products: f64,
+    /// Products of prompts with experts, FLOP: some cards have 8-bit ones for these.
+    pub prompt_experts: f64,
     /// Attention of prompts, FLOP.
     pub attention: f64,
     /// Exchanges between nodes.
@@ -65,7 +67,9 @@ impl Kernel {
     /// rates are not known and matter.
     pub fn seconds(&self, card: &Card) -> Option<f64> {
         let arithmetic = |flop: f64, rate: Option<f64>| if flop > 0.0 { Some(flop / rate?) } else { Some(0.0) };
-        let products = arithmetic(self.products, card.products)? + arithmetic(self.attention, card.attention)?;
+        let products = arithmetic(self.products, card.products)?
+            + arithmetic(self.prompt_experts, card.prompt_experts)?
+            + arithmetic(self.attention, card.attention)?;
         let moved = self.activations / card.read;
         let fixed = self.launches * card.launch + self.exchanges * card.exchange;
         Some((self.bytes / card.read).max(products) + moved + fixed + self.sent / card.link)
@@ -107,9 +111,14 @@ impl<'a> Subject<'a> {
             bytes,
             activations,
             products,
+            prompt_experts: 0.0,
             attention: 0.0,
             exchanges: 0.0,
             sent: 0.0,
+        };
+        let prompts = |kernel: Kernel| match load.rows == load.sequences {
+            true => kernel,
+            false => Kernel { prompt_experts: kernel.products, products: 0.0, ..kernel },
         };
         let exchanges = if nodes > 1 { layers } else { 0.0 };
         let sent = exchanges * rows * hidden * F32;
@@ -139,23 +148,23 @@ impl<'a> Subject<'a> {
                 moved(hidden * (2.0 * F32 + 4.0 * F16)),
                 2.0 * layers * rows * hidden * config.experts as f64,
             ),
-            kernel(
+            prompts(kernel(
                 "gate-up, SwiGLU",
                 times(1.0, 3.0),
                 expert_bytes * 2.0 / 3.0,
                 moved(hidden * (F32 + F16) + top_k * (hidden + inner) * F16),
                 2.0 * layers * rows * top_k * hidden * 2.0 * inner,
-            ),
+            )),
             Kernel {
                 exchanges,
                 sent,
-                ..kernel(
+                ..prompts(kernel(
                     "down, sum",
                     times(1.0, 2.0),
                     expert_bytes / 3.0,
                     moved(top_k * (inner * F16 + 2.0 * hidden * F32) + 2.0 * hidden * F32),
                     2.0 * layers * rows * top_k * hidden * inner,
-                )
+                ))
             },
             kernel(
                 "lm_head, draw, embedding",
@@ -188,6 +197,7 @@ impl<'a> Subject<'a> {
             bytes: layers * f64::from(load.sequences) * depth * position,
             activations: if single { 0.0 } else { layers * rows * (2.0 * qkv + q) * F32 },
             products: 0.0,
+            prompt_experts: 0.0,
             attention: if single { 0.0 } else { layers * rows * depth * 4.0 * q },
             exchanges: 0.0,
             sent: 0.0,

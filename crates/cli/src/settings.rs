@@ -112,6 +112,9 @@ pub struct ModelArgs {
     /// Launch GPU kernels one by one instead of as recorded steps: slower, for finding faults.
     #[arg(long, env = "TANDEM_EAGER")]
     pub eager: bool,
+    /// What a GPU rounds activations of prompts to before they meet the experts' weights.
+    #[arg(long, value_enum, default_value = "auto", env = "TANDEM_PREFILL_ACTIVATIONS")]
+    pub prefill_activations: PrefillActivations,
     /// Which GPU.
     #[arg(skip)]
     pub gpu: usize,
@@ -403,6 +406,19 @@ pub enum Kv {
     Fp8,
     /// 4 bytes a value.
     F32,
+}
+
+/// Formats of activations of prompts before the experts, on a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PrefillActivations {
+    /// MXFP8 on a GB10, whose tensor cores take it beside MXFP4 weights, F16 elsewhere; the log says which and why.
+    Auto,
+    /// 16 bits.
+    F16,
+    /// 8 bits, E4M3 in groups of 32 with a power of two each.
+    Mxfp8,
+    /// The same by plain 8-bit products, also where there are block-scaled ones.
+    Mxfp8Plain,
 }
 
 /// Reasoning effort.

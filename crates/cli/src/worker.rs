@@ -11,7 +11,7 @@ use tandem_cluster::{Address, Deadlines, HostFacts, JoinAt, Token, Trust, attend
 
 use crate::load::{self, Place};
 use crate::rank::{ModelRank, rdma_trouble};
-use crate::settings::{Dense, Kv, ModelArgs, WorkerArgs};
+use crate::settings::{Dense, Kv, ModelArgs, PrefillActivations, WorkerArgs};
 
 /// Hash of the sources of this program.
 pub const BUILD: &str = env!("BUILD_OF_TANDEM");
@@ -85,6 +85,7 @@ pub fn machine_args(args: &WorkerArgs) -> ModelArgs {
         max_queue: 1,
         // All ranks do what the coordinator says.
         eager: false,
+        prefill_activations: PrefillActivations::Auto,
         gpu: args.gpu,
         pipeline_depth: None,
     }

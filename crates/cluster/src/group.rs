@@ -59,9 +59,10 @@ impl Forming<'_> {
     ) -> Result<(GroupWorker, Ready), GroupError> {
         let loaded = self.load(&mut members, order).await?;
         let link = self.connect(&mut members, loaded.iter().map(|loaded| loaded.offer.clone()).collect()).await?;
+        let eight_bit_prompts = loaded.iter().any(|loaded| loaded.eight_bit_prompts);
         let names = members.iter().map(|member| member.host.name.clone());
         let ranks = names.zip(loaded).map(|(name, loaded)| (name, loaded.device)).collect();
-        let worker = GroupWorker::start(self.epoch, self.deadlines, members, order.capacity);
+        let worker = GroupWorker::start(self.epoch, self.deadlines, members, order.capacity, eight_bit_prompts);
         Ok((worker, Ready { epoch: self.epoch, ranks, link, missing: 0 }))
     }
 

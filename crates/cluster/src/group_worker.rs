@@ -26,6 +26,7 @@ const REPORTS_MAX: usize = 64;
 pub(crate) struct GroupWorker {
     epoch: u64,
     capacity: Capacity,
+    eight_bit_prompts: bool,
     ranks: Vec<Seat>,
     reports: Receiver<(usize, Heard)>,
     awaited: VecDeque<Awaited>,
@@ -51,7 +52,13 @@ struct Awaited {
 
 impl GroupWorker {
     /// Takes the members over; call it where tokio runs.
-    pub(crate) fn start(epoch: u64, deadlines: Deadlines, members: Vec<Member>, capacity: Capacity) -> Self {
+    pub(crate) fn start(
+        epoch: u64,
+        deadlines: Deadlines,
+        members: Vec<Member>,
+        capacity: Capacity,
+        eight_bit_prompts: bool,
+    ) -> Self {
         let (report, reports) = sync_channel(REPORTS_MAX);
         let over = watch::Sender::new(false);
         let mut ranks = Vec::with_capacity(members.len());
@@ -59,7 +66,8 @@ impl GroupWorker {
             ranks.push(Seat { name: member.name(), commands: member.commands.clone() });
             tokio::spawn(pump(rank, epoch, member, report.clone(), over.clone(), deadlines.drain));
         }
-        Self { epoch, capacity, ranks, reports, awaited: VecDeque::new(), over, relieved: Arc::default() }
+        let (awaited, relieved) = (VecDeque::new(), Arc::default());
+        Self { epoch, capacity, eight_bit_prompts, ranks, reports, awaited, over, relieved }
     }
 
     /// Becomes true when the group is over.
@@ -176,6 +184,10 @@ impl Worker for GroupWorker {
 
     fn is_to_be_replaced(&self) -> bool {
         self.relieved.load(Ordering::Acquire)
+    }
+
+    fn eight_bit_prompts(&self) -> bool {
+        self.eight_bit_prompts
     }
 
     fn capacity(&self) -> Option<Capacity> {

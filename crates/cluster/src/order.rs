@@ -28,6 +28,8 @@ pub struct LoadOrder {
     pub link: String,
     /// Launch kernels one by one instead of as recorded steps.
     pub eager: bool,
+    /// What GPUs round activations of prompts to, as on the command line.
+    pub prefill_activations: String,
 }
 
 /// How experts are divided among ranks.

@@ -32,4 +32,8 @@ impl<W: Worker> Worker for Proving<'_, W> {
             }
         }
     }
+
+    fn eight_bit_prompts(&self) -> bool {
+        self.worker.eight_bit_prompts()
+    }
 }

@@ -49,6 +49,8 @@ pub struct RankLoaded {
     pub offer: Vec<u8>,
     /// Where it computes, for the log.
     pub device: String,
+    /// Whether it rounds activations of prompts to 8 bits, which the group's self-test must know.
+    pub eight_bit_prompts: bool,
 }
 
 /// How the ranks of a group are connected.
@@ -156,8 +158,8 @@ fn load(rank: &mut dyn Rank, epoch: u64, order: &RankOrder, reports: &Sender<Rep
         // Where there is no room, another will follow.
         let _ = reports.try_send(Report { epoch, body });
     };
-    let loaded = rank.load(order, &progress)?;
-    Ok(Body::Loaded(proto::Loaded { offer: loaded.offer, device: loaded.device }))
+    let RankLoaded { offer, device, eight_bit_prompts } = rank.load(order, &progress)?;
+    Ok(Body::Loaded(proto::Loaded { offer, device, eight_bit_prompts }))
 }
 
 /// Only rank 0's log-probabilities are used; of the others the tokens are compared.
@@ -187,6 +189,7 @@ impl RankOrder {
             link: all.link.clone(),
             address: self.address.to_string(),
             eager: all.eager,
+            prefill_activations: all.prefill_activations.clone(),
         }
     }
 
@@ -204,6 +207,7 @@ impl RankOrder {
             capacity,
             link: load.link,
             eager: load.eager,
+            prefill_activations: load.prefill_activations,
         };
         Ok(Self { rank: load.rank as usize, world: load.world as usize, epoch, address, all })
     }

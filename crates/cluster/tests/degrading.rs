@@ -147,6 +147,7 @@ fn order(nodes: u32) -> LoadOrder {
         capacity: Capacity { full_blocks: 100 * nodes, ..Capacity::default() },
         link: String::new(),
         eager: false,
+        prefill_activations: String::new(),
     }
 }
 

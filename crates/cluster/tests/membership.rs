@@ -46,6 +46,7 @@ fn order() -> LoadOrder {
         capacity: Capacity { block_tokens: 16, vocab: 1000, ..Capacity::default() },
         link: "tcp".into(),
         eager: true,
+        prefill_activations: "mxfp8".into(),
     }
 }
 
@@ -78,7 +79,10 @@ impl Rank for Script {
         }
         match self.fault {
             Fault::FailsToLoad => Err("there is no such model here".into()),
-            _ => Ok(RankLoaded { offer: vec![got.rank as u8; 3], device: format!("device {}", got.rank) }),
+            _ => {
+                let (offer, device) = (vec![got.rank as u8; 3], format!("device {}", got.rank));
+                Ok(RankLoaded { offer, device, eight_bit_prompts: got.rank == 1 })
+            }
         }
     }
 
@@ -330,6 +334,7 @@ fn two_ranks_on_one_gpu_are_refused() {
 fn a_group_proves_itself_before_it_is_handed_out() {
     let proves: Prove = Box::new(|group, got| {
         assert_eq!(got, &order());
+        assert!(group.eight_bit_prompts(), "rank 1 has them");
         group.submit(plan(0)).unwrap();
         assert_eq!(group.next(PATIENCE).unwrap().rows[0].token, Some(0));
         Ok(())

@@ -185,6 +185,11 @@ impl<B: Backend> Model<B> {
         self.capacity
     }
 
+    /// Whether its device rounds activations of prompts to 8 bits before the experts.
+    pub fn eight_bit_prompts(&self) -> bool {
+        self.backend.eight_bit_prompts()
+    }
+
     /// The device it runs on, for the log.
     pub fn describe(&self) -> String {
         self.backend.describe()

@@ -100,6 +100,11 @@ impl<B: Backend> Runner<B> {
         self.model.capacity()
     }
 
+    /// Whether its device rounds activations of prompts to 8 bits.
+    pub fn eight_bit_prompts(&self) -> bool {
+        self.model.eight_bit_prompts()
+    }
+
     /// Carries out one plan. After an error the state is undefined: the runner is to be dropped.
     pub fn run(&mut self, plan: &StepPlan) -> Result<StepResult, ModelError> {
         let started = Instant::now();

@@ -25,6 +25,8 @@ pub struct Reference {
     pub mean_max: f64,
     /// The mean deviation allowed between the text computed whole and its end computed token by token.
     pub ways_max: f64,
+    /// What both may be more where a device has activations of prompts in 8 bits.
+    pub eight_bit_prompts: f64,
     /// The deviation of single values that its publisher tolerates, absolute and relative alike; larger ones are told.
     pub tolerated: Option<f64>,
 }
@@ -79,6 +81,8 @@ pub enum SelfTestError {
 const SINGLE: usize = 4;
 /// A prompt computed whole and token by token may differ by so much on average: other kernels, other rounding.
 const WAYS_MAX: f64 = 0.3;
+/// What 8-bit activations of prompts may add to that and to the deviation of small weights of our own.
+const EIGHT_BIT_PROMPTS: f64 = 0.2;
 /// A text for models of which nothing is known.
 const UNKNOWN_TOKENS: usize = 16;
 
@@ -97,20 +101,27 @@ pub fn self_test(
     let whole = reading.score(0, capacity.max_step_tokens as usize)?;
     let single = reading.score(tokens.len().saturating_sub(SINGLE + 1), 1)?;
     reading.end()?;
-    judge(reference, &whole, &single)
+    judge(reference, &whole, &single, worker.eight_bit_prompts())
 }
 
-fn judge(reference: Option<&Reference>, whole: &[f32], single: &[f32]) -> Result<Verdict, SelfTestError> {
+fn judge(
+    reference: Option<&Reference>,
+    whole: &[f32],
+    single: &[f32],
+    eight_bit_prompts: bool,
+) -> Result<Verdict, SelfTestError> {
     let end = &whole[whole.len() - single.len()..];
-    let ways_max = reference.map_or(WAYS_MAX, |known| known.ways_max);
-    compare("the same text computed whole", single, end, ways_max)?;
+    let (ways_max, rounding) =
+        reference.map_or((WAYS_MAX, EIGHT_BIT_PROMPTS), |known| (known.ways_max, known.eight_bit_prompts));
+    let rounding = if eight_bit_prompts { rounding } else { 0.0 };
+    compare("the same text computed whole", single, end, ways_max + rounding)?;
     let Some(known) = reference else {
         let deviation = Deviation::between(single, end);
         return Ok(Verdict { source: None, count: whole.len(), deviation, beyond: 0 });
     };
     let first = known.tokens.len() - 1 - known.logprobs.len();
     let scored = whole.get(first..).unwrap_or_default();
-    let deviation = compare(known.source, scored, &known.logprobs, known.mean_max)?;
+    let deviation = compare(known.source, scored, &known.logprobs, known.mean_max + rounding)?;
     let beyond = known.tolerated.map_or(0, |tolerated| {
         let far = |(got, want): (&f32, &f32)| f64::from((got - want).abs()) > tolerated * (1.0 + f64::from(want.abs()));
         scored.iter().zip(&known.logprobs).filter(|pair| far(*pair)).count()
@@ -248,6 +259,7 @@ impl Reference {
         let tokens = stored::scattered(stored::TOKENS, kind.config().vocab as u32);
         let large = |logprobs| Self {
             ways_max: stored::LARGE_WAYS_MAX,
+            eight_bit_prompts: stored::LARGE_EIGHT_BIT_PROMPTS,
             ..Self::stored(tokens.clone(), logprobs, stored::large_max(formats))
         };
         match kind {
@@ -264,7 +276,15 @@ impl Reference {
 
     fn stored(tokens: Vec<u32>, logprobs: &[f32], mean_max: f64) -> Self {
         let source = "the values stored for it";
-        Self { source, tokens, logprobs: logprobs.to_vec(), mean_max, ways_max: WAYS_MAX, tolerated: None }
+        Self {
+            source,
+            tokens,
+            logprobs: logprobs.to_vec(),
+            mean_max,
+            ways_max: WAYS_MAX,
+            eight_bit_prompts: EIGHT_BIT_PROMPTS,
+            tolerated: None,
+        }
     }
 
     /// Of weights with the shape of gpt-oss-20b or -120b, as OpenAI published them; `encode` makes tokens of a text. The shape may
@@ -283,6 +303,7 @@ impl Reference {
             logprobs: logprobs.to_vec(),
             mean_max: stored::PUBLISHED_MEAN_MAX,
             ways_max: WAYS_MAX,
+            eight_bit_prompts: EIGHT_BIT_PROMPTS,
             tolerated: Some(stored::PUBLISHED_TOLERANCE),
         })
     }

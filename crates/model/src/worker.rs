@@ -21,6 +21,7 @@ pub struct LocalWorker {
     thread: Option<JoinHandle<()>>,
     /// Step of the oldest plan without a result, for messages.
     awaited: u64,
+    eight_bit_prompts: bool,
 }
 
 impl LocalWorker {
@@ -29,10 +30,11 @@ impl LocalWorker {
     where
         Runner<B>: Send,
     {
+        let eight_bit_prompts = runner.eight_bit_prompts();
         let (plans, plans_in) = sync_channel(PLANS_MAX);
         let (results_out, results) = sync_channel(PLANS_MAX);
         let thread = Builder::new().name("worker".into()).spawn(move || serve(runner, &plans_in, &results_out))?;
-        Ok(Self { plans: Some(plans), results, thread: Some(thread), awaited: 0 })
+        Ok(Self { plans: Some(plans), results, thread: Some(thread), awaited: 0, eight_bit_prompts })
     }
 }
 
@@ -69,6 +71,10 @@ impl Worker for LocalWorker {
             Err(RecvTimeoutError::Timeout) => Err(WorkerError::Timeout { step: self.awaited, waited: timeout }),
             Err(RecvTimeoutError::Disconnected) => Err(gone("its thread ended")),
         }
+    }
+
+    fn eight_bit_prompts(&self) -> bool {
+        self.eight_bit_prompts
     }
 }
 

@@ -21,6 +21,11 @@ pub trait Worker: Send {
         false
     }
 
+    /// Whether prompts are computed with activations rounded to 8 bits, as far from others as that makes them.
+    fn eight_bit_prompts(&self) -> bool {
+        false
+    }
+
     /// What it offers, where that may differ from what its predecessor did. Only the pools' sizes may.
     fn capacity(&self) -> Option<Capacity> {
         None

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use tandem_backend::conformance::divergence_max;
+use tandem_backend::conformance::{MXFP8_DIVERGENCE_MAX, divergence_max};
 use tandem_backend::{DenseFormat, KvFormat};
+use tandem_backend_cuda::{CudaOptions, PrefillActivations};
 use tandem_model::Formats;
 use tandem_testkit::{Conversation, Distance, demo_conversations, golden, write_demo};
 
@@ -32,22 +33,38 @@ fn compare(name: &str, folder: &Path, prompts: &[Vec<u32>], chunk: usize) {
     let formats =
         DenseFormat::ALL.into_iter().flat_map(|dense| [KvFormat::Bf16, KvFormat::Fp8].map(|kv| Formats { dense, kv }));
     let others = formats.filter(|formats| (formats.dense, formats.kv) != (BF16.dense, BF16.kv));
-    let mut others: Vec<_> =
-        others.filter_map(|formats| Some((formats, open(formats)?, Distance::default()))).collect();
+    let others = others.filter_map(|formats| {
+        let most = divergence_max(formats.dense, formats.kv);
+        Some((described(formats), open(formats)?, most, Distance::default()))
+    });
+    // In steps of single rows there are no prompts to round.
+    let mxfp8 = [DenseFormat::Bf16, DenseFormat::Q8].into_iter().filter(|_| chunk > 1).filter_map(|dense| {
+        let formats = Formats { dense, ..BF16 };
+        let prefill_activations = PrefillActivations::Mxfp8;
+        let options = CudaOptions { prefill_activations, ..CudaOptions::default() };
+        let gpu = Gpu::with(&format!("{name}, MXFP8 into experts"), folder, formats, options, 1)?;
+        let most = divergence_max(dense, formats.kv) + MXFP8_DIVERGENCE_MAX;
+        Some((format!("{}, MXFP8 into experts", described(formats)), gpu, most, Distance::default()))
+    });
+    let mut others: Vec<_> = others.chain(mxfp8).collect();
     for tokens in prompts {
         for start in (0..tokens.len()).step_by(chunk) {
             let some = &tokens[start..tokens.len().min(start + chunk)];
             let want = shipped.step(&[some], start);
-            for (_, gpu, distance) in &mut others {
+            for (_, gpu, _, distance) in &mut others {
                 let got = gpu.step(&[some], start);
                 want.iter().zip(&got).for_each(|(want, got)| distance.add(want, got));
             }
         }
     }
-    for (formats, _, distance) in others {
-        let what = format!("{name}: {:?}, KV {:?}, from BF16 throughout", formats.dense, formats.kv);
+    for (formats, _, most, distance) in others {
+        let what = format!("{name}: {formats}, from BF16 throughout");
         distance.print(&what);
-        let (mean, most) = (distance.mean(), divergence_max(formats.dense, formats.kv));
+        let mean = distance.mean();
         assert!(mean <= most, "{what}: mean divergence {mean:.2e} > {most:.1e}");
     }
+}
+
+fn described(Formats { dense, kv }: Formats) -> String {
+    format!("{dense:?}, KV {kv:?}")
 }

@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use tandem_backend::{Batch, DenseFormat, KvFormat, Sequence};
-use tandem_backend_cuda::CudaBackend;
+use tandem_backend_cuda::{CudaBackend, CudaOptions, PrefillActivations};
 use tandem_model::{Checkpoint, ExpertSplit, Formats, Model, WeightStore};
 use tandem_step::Capacity;
 use tandem_testkit::{CheckpointSpec, GoldenPrompt, golden, top};
 
-use crate::backend;
+use crate::backend_with;
 
 /// Everything as wide as the GPU has it.
 pub const BF16: Formats = Formats { dense: DenseFormat::Bf16, kv: KvFormat::Bf16 };
@@ -27,13 +27,20 @@ pub struct Gpu {
 }
 
 impl Gpu {
-    /// Loads a checkpoint; none where there is no GPU.
+    /// Loads a checkpoint, with F16 activations into the experts of prompts; none where there is no GPU.
     pub fn open(what: &str, folder: &Path, formats: Formats, eager: bool) -> Option<Self> {
         Self::divided(what, folder, formats, eager, 1)
     }
 
     /// With the shards of so many ranks as parts, experts sliced.
     fn divided(what: &str, folder: &Path, formats: Formats, eager: bool, world: usize) -> Option<Self> {
+        let prefill_activations = PrefillActivations::F16;
+        let options = CudaOptions { eager, prefill_activations, ..CudaOptions::default() };
+        Self::with(what, folder, formats, options, world)
+    }
+
+    /// With options of the device.
+    pub fn with(what: &str, folder: &Path, formats: Formats, options: CudaOptions, world: usize) -> Option<Self> {
         let store = Checkpoint::open(folder).unwrap();
         let blocks = CONTEXT / BLOCK_TOKENS;
         let capacity = Capacity {
@@ -47,7 +54,7 @@ impl Gpu {
             layers: store.config().layers() as u32,
             vocab: store.config().vocab as u32,
         };
-        let backend = backend(what, eager)?;
+        let backend = backend_with(what, options)?;
         let model = Model::load_all(backend, &store, formats, capacity, world, ExpertSplit::Slice).unwrap();
         // 7 is prime to the number of blocks: every sequence's blocks lie scattered.
         let all = STREAMS * blocks;

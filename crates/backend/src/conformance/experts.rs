@@ -97,9 +97,18 @@ impl Layer {
         }
     }
 
-    fn with_one_expert(mut self, expert: usize) -> Self {
+    pub(super) fn with_one_expert(mut self, expert: usize) -> Self {
         self.router_bias[expert] = 1000.0;
         self
+    }
+
+    /// Only the bias chooses: activations at the ends of f32 would overflow.
+    pub(super) fn without_router(&mut self) {
+        self.router.fill(0.0);
+    }
+
+    pub(super) fn hidden(&self) -> usize {
+        self.shape.hidden
     }
 
     /// The router's weights and bias.
@@ -170,7 +179,18 @@ impl Layer {
     }
 
     /// The same in f64, one row and one expert at a time.
-    fn reference(&self, x: &[f64], top_k: usize) -> Vec<f64> {
+    pub(super) fn reference(&self, x: &[f64], top_k: usize) -> Vec<f64> {
+        self.reference_rounding(x, top_k, &|_| {}, &|_| {})
+    }
+
+    /// With what each of the two products reads rounded.
+    pub(super) fn reference_rounding(
+        &self,
+        x: &[f64],
+        top_k: usize,
+        round_x: &dyn Fn(&mut [f64]),
+        round_z: &dyn Fn(&mut [f64]),
+    ) -> Vec<f64> {
         let ExpertsShape { hidden, intermediate, .. } = self.shape;
         let router = Rows::bf16(&self.router, hidden).1;
         let router_bias = Rows::bf16(&self.router_bias, self.shape.experts).1;
@@ -180,11 +200,14 @@ impl Layer {
         let mut out = Vec::new();
         for row in x.chunks(hidden) {
             let mut y = vec![0.0; hidden];
+            let mut input = row.to_vec();
+            round_x(&mut input);
             for (e, weight) in choose(&multiply(row, &router, Some(&router_bias), hidden), top_k) {
                 let (first, rows) = (e * 2 * intermediate, 2 * intermediate);
                 let bias = &gate_up_bias[first..first + rows];
-                let h = multiply(row, &gate_up[first * hidden..][..rows * hidden], Some(bias), hidden);
-                let z: Vec<f64> = h.chunks(2).map(|h| self.swiglu(h[0], h[1])).collect();
+                let h = multiply(&input, &gate_up[first * hidden..][..rows * hidden], Some(bias), hidden);
+                let mut z: Vec<f64> = h.chunks(2).map(|h| self.swiglu(h[0], h[1])).collect();
+                round_z(&mut z);
                 let weights = &down[e * hidden * intermediate..][..hidden * intermediate];
                 let bias = &down_bias[e * hidden..][..hidden];
                 let part = multiply(&z, weights, Some(bias), intermediate);
@@ -295,26 +318,36 @@ fn clamps<B: Backend>(suite: &mut Suite<'_, B>) {
     layer.check(suite, &x, 6, 3, "moe with gates and ups beyond their limits");
 }
 
-/// Scale bytes at the ends of their range, with activations that bring the products back to order one.
 fn extreme_scales<B: Backend>(suite: &mut Suite<'_, B>) {
-    for (byte, deviation) in [(0, 3e36), (1, 3e36), (126, 1.0), (127, 0.5)] {
-        let mut layer = Layer::random(4, 64, 64).with_one_expert(1);
-        layer.gate_up.scales.fill(byte);
-        // The router would overflow.
-        layer.router.fill(0.0);
-        let x = Random(9).normals(3 * 64, deviation);
-        layer.check(suite, &x, 3, 1, &format!("moe with scale byte {byte}"));
+    for (layer, x, what) in Layer::with_extreme_scales(3) {
+        layer.check(suite, &x, 3, 1, &what);
     }
-    // At 254 one code is as large as f32 goes. One weight per row, so that no sum overflows; all gates saturate.
-    let mut layer = Layer::random(4, 64, 64).with_one_expert(1);
-    layer.router.fill(0.0);
-    layer.gate_up.scales.fill(254);
-    for (row, blocks) in layer.gate_up.blocks.chunks_mut(32).enumerate() {
-        blocks.fill(0);
-        blocks[row % 32] = if row % 3 == 0 { 0x0a } else { 0x02 };
+}
+
+impl Layer {
+    /// Scale bytes at the ends of their range, with `n` rows of activations that bring the products back to order one, and
+    /// what each is.
+    pub(super) fn with_extreme_scales(n: usize) -> Vec<(Self, Vec<f32>, String)> {
+        let of_byte = |byte: u8| {
+            let mut layer = Self::random(4, 64, 64).with_one_expert(1);
+            layer.without_router();
+            layer.gate_up.scales.fill(byte);
+            layer
+        };
+        let what = |byte| format!("moe with scale byte {byte}");
+        let usual = [(0, 3e36), (1, 3e36), (126, 1.0), (127, 0.5)].into_iter().map(|(byte, deviation)| {
+            let x = Random(9).normals(n * 64, deviation);
+            (of_byte(byte), x, what(byte))
+        });
+        // At 254 one code is as large as f32 goes. One weight per row, so that no sum overflows; all gates saturate.
+        let mut largest = of_byte(254);
+        for (row, blocks) in largest.gate_up.blocks.chunks_mut(32).enumerate() {
+            blocks.fill(0);
+            blocks[row % 32] = if row % 3 == 0 { 0x0a } else { 0x02 };
+        }
+        let x: Vec<f32> = (0..n * 64).map(|i| if i % 5 < 2 { -1e-36 } else { 2e-36 }).collect();
+        usual.chain([(largest, x, what(254))]).collect()
     }
-    let x: Vec<f32> = (0..3 * 64).map(|i| if i % 5 < 2 { -1e-36 } else { 2e-36 }).collect();
-    layer.check(suite, &x, 3, 1, "moe with scale byte 254");
 }
 
 /// Scale byte 255 means "not a number" and is refused.

@@ -10,9 +10,11 @@ mod draw;
 mod equalities;
 mod experts;
 mod fused;
+mod mxfp8;
 mod simple;
 
 pub use equalities::equalities;
+pub use mxfp8::mxfp8_prompts;
 
 use crate::{Backend, DenseFormat, KvFormat, Precision};
 
@@ -30,6 +32,9 @@ pub fn divergence_max(dense: DenseFormat, kv: KvFormat) -> f64 {
     };
     dense + kv
 }
+
+/// What MXFP8 activations into the experts of prompts may cost beside that.
+pub const MXFP8_DIVERGENCE_MAX: f64 = 8e-2;
 
 /// Bounds on the relative error of an output (Euclidean norm of the difference over that of the reference).
 #[derive(Clone, Copy, Debug)]
@@ -56,6 +61,11 @@ impl Tolerance {
     /// 1e-3 of a product's norm.
     pub const FAST: Tolerance =
         Tolerance { linear: 3e-3, moe: 3e-3, attention_f32: 2e-5, attention_bf16: 4e-3, f32: 1e-6 };
+
+    /// Experts with MXFP8 activations, against a reference that rounds them alike. On their way activations are F16 once, and
+    /// sums of 8-bit tensor cores may be narrower than f32: now and then a value falls to the other side of a tie, which is
+    /// 2^-4 of it. Without rounding alike the error is about 4e-2.
+    pub const MXFP8_MOE: f64 = 1e-2;
 
     /// That of a precision.
     pub fn of(precision: Precision) -> Tolerance {

@@ -1,12 +1,12 @@
 use anyhow::{Context, Result, bail};
 use tandem_backend::Precision;
 use tandem_backend::cpu::{CpuOptions, Isa};
-use tandem_backend_cuda::{CudaOptions, Device as Gpu};
+use tandem_backend_cuda::{self as cuda, CudaOptions, Device as Gpu};
 use tandem_model::memory::available_memory;
 use tracing::info;
 
 use crate::demo;
-use crate::settings::{Device, Kv, ModelArgs};
+use crate::settings::{Device, Kv, ModelArgs, PrefillActivations};
 
 /// Unless told otherwise, this share of the available memory is left to everything else, but not more than the bound.
 const SPARE_SHARE: u64 = 10;
@@ -24,15 +24,20 @@ pub enum Place {
 impl Place {
     /// What was asked for, or, with `--device auto`, a GPU where there is one that will do.
     pub fn choose(args: &ModelArgs) -> Result<Self> {
-        let unfit = unfit_for_cuda(args);
-        match args.device {
-            Device::Cpu => Ok(Self::Cpu),
-            Device::Cuda => match unfit {
-                Some(why) => bail!("--device cuda: {why}"),
-                None => Ok(Self::Cuda),
-            },
-            Device::Auto => Ok(if unfit.is_some() { Self::Cpu } else { Self::Cuda }),
+        match (args.device, unfit_for_cuda(args)) {
+            (Device::Cuda, Some(why)) => bail!("--device cuda: {why}"),
+            (Device::Cuda | Device::Auto, None) => Ok(Self::Cuda),
+            (Device::Cpu, _) => Self::cpu(args, "--device cpu was asked for"),
+            (Device::Auto, Some(why)) => Self::cpu(args, &why),
         }
+    }
+
+    /// The CPU, unless a setting only means something on a GPU.
+    fn cpu(args: &ModelArgs, why: &str) -> Result<Self> {
+        if args.prefill_activations != PrefillActivations::Auto {
+            bail!("--prefill-activations is for GPUs, and the CPU would compute: {why}; leave it out");
+        }
+        Ok(Self::Cpu)
     }
 
     /// Prompt tokens of a step: what was asked for, or what the device needs to be at its best without making others wait
@@ -120,10 +125,17 @@ pub fn cpu_options(args: &ModelArgs, precision: Precision) -> Result<CpuOptions>
 
 /// Options of the GPU backend.
 pub fn cuda_options(args: &ModelArgs) -> CudaOptions {
-    CudaOptions { eager: args.eager, ..gpu_options(args.gpu) }
+    let prefill_activations = match args.prefill_activations {
+        PrefillActivations::Auto => cuda::PrefillActivations::Auto,
+        PrefillActivations::F16 => cuda::PrefillActivations::F16,
+        PrefillActivations::Mxfp8 => cuda::PrefillActivations::Mxfp8,
+        PrefillActivations::Mxfp8Plain => cuda::PrefillActivations::Mxfp8Plain,
+    };
+    CudaOptions { eager: args.eager, prefill_activations, ..gpu_options(args.gpu) }
 }
 
 /// How a GPU is opened of which nothing else was said.
 pub fn gpu_options(ordinal: usize) -> CudaOptions {
-    CudaOptions { ordinal, cache: Some(demo::cache_folder().join("kernels")), eager: false }
+    let cache = Some(demo::cache_folder().join("kernels"));
+    CudaOptions { ordinal, cache, eager: false, prefill_activations: cuda::PrefillActivations::Auto, as_gb10: false }
 }

@@ -41,6 +41,7 @@ impl Ordering {
             capacity: Capacity::default(),
             link: String::new(),
             eager: args.model.eager,
+            prefill_activations: word(args.model.prefill_activations),
         };
         Ok(Self {
             model: args.model.clone(),

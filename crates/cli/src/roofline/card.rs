@@ -11,6 +11,8 @@ pub struct Card {
     pub read: f64,
     /// Large products of 16-bit activations, FLOP per second; `None` where nobody has measured it.
     pub products: Option<f64>,
+    /// Products of prompts with experts' MXFP4 weights, FLOP per second.
+    pub prompt_experts: Option<f64>,
     /// Attention of prompts, FLOP per second: products with a softmax between them.
     pub attention: Option<f64>,
     /// What a launch that depends on the one before it costs in a recorded step beside its reading, seconds.
@@ -27,14 +29,15 @@ pub struct Card {
 const ATTENTION_SHARE: f64 = 0.5;
 
 impl Card {
-    /// One DGX Spark. Nobody who wrote this had one: 235 GB/s and 92 TFLOP/s of BF16 are what others measured on a GB10 (read
-    /// probes give 231 to 251 GB/s), 3 µs a launch is a guess.
+    /// One DGX Spark. Nobody who wrote this had one: 235 GB/s, 92 TFLOP/s of BF16 and 136 TFLOP/s of 8-bit products of 256 rows
+    /// are what others measured on a GB10 (read probes give 231 to 251 GB/s), 3 µs a launch is a guess.
     pub fn gb10() -> Self {
         Self {
             name: "GB10".into(),
             gpu: true,
             read: 235e9,
             products: Some(92e12),
+            prompt_experts: Some(136e12),
             attention: Some(ATTENTION_SHARE * 92e12),
             launch: 3e-6,
             nodes: 1,
@@ -57,6 +60,7 @@ impl Card {
             gpu: true,
             read: 4.6e12,
             products: Some(790e12),
+            prompt_experts: Some(790e12),
             attention: Some(ATTENTION_SHARE * 790e12),
             launch: 2e-6,
             nodes: 1,
@@ -94,6 +98,7 @@ impl Card {
             gpu: false,
             read,
             products,
+            prompt_experts: products,
             attention: products.map(|products| ATTENTION_SHARE * products),
             launch: 5e-6,
             nodes: 1,

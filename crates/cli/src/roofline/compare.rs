@@ -44,7 +44,7 @@ pub fn print_prediction(what: &str, card: &Card, kernels: &[Kernel]) {
         println!("{name:<30}{launches:>9.0}{:>12.2}{:>12.2}{time:>12}", bytes / 1e6, flop / 1e9);
     };
     let bytes = |kernel: &Kernel| kernel.bytes + kernel.activations;
-    let flop = |kernel: &Kernel| kernel.products + kernel.attention;
+    let flop = |kernel: &Kernel| kernel.products + kernel.prompt_experts + kernel.attention;
     for kernel in kernels {
         row(kernel.name, kernel.launches, bytes(kernel), flop(kernel), kernel.seconds(card));
     }

@@ -34,6 +34,7 @@ fn load(epoch: u64) -> Told {
         capacity: Capacity::default(),
         link: String::new(),
         eager: false,
+        prefill_activations: String::new(),
     };
     Told::Load(RankOrder { rank: 0, world: 1, epoch, address: Ipv4Addr::LOCALHOST.into(), all }.to_wire())
 }

@@ -29,8 +29,8 @@ impl Ranks {
             told.push(receiver);
             said.push(heard);
         }
-        let group =
-            runtime.block_on(async { GroupWorker::start(EPOCH, Deadlines::default(), members, Capacity::default()) });
+        let group = runtime
+            .block_on(async { GroupWorker::start(EPOCH, Deadlines::default(), members, Capacity::default(), false) });
         Self { group, said, _told: told, _runtime: runtime }
     }
 

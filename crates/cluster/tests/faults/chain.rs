@@ -17,7 +17,8 @@ pub struct Chain(u64);
 impl Rank for Chain {
     fn load(&mut self, order: &RankOrder, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<RankLoaded, String> {
         (0..4).for_each(|read| progress(read, 4));
-        Ok(RankLoaded { offer: vec![order.rank as u8; 200], device: format!("device {}", order.rank) })
+        let (offer, device) = (vec![order.rank as u8; 200], format!("device {}", order.rank));
+        Ok(RankLoaded { offer, device, eight_bit_prompts: order.rank == 1 })
     }
 
     fn connect(&mut self, offers: &[Vec<u8>]) -> Result<Option<LinkFacts>, String> {

@@ -129,5 +129,6 @@ fn order() -> LoadOrder {
         capacity: Capacity { block_tokens: 16, vocab: 200_000, ..Capacity::default() },
         link: "tcp".into(),
         eager: true,
+        prefill_activations: "mxfp8".into(),
     }
 }

@@ -31,6 +31,9 @@ pub(super) fn large_max(formats: Formats) -> f64 {
 /// different places, 36 layers show 0.3 to 0.6.
 pub(super) const LARGE_WAYS_MAX: f64 = 1.5;
 
+/// What 8-bit activations of prompts may add to either: as FP8 keys and values do.
+pub(super) const LARGE_EIGHT_BIT_PROMPTS: f64 = 0.7;
+
 fn fp8_allowance(formats: Formats) -> f64 {
     if formats.kv == KvFormat::Fp8 { 0.2 } else { 0.0 }
 }
