@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use tracing::warn;
 
-/// A source that goes on is named once in this time.
+/// A source that is refused again and again for the same reason is named once in this time.
 const QUIET: Duration = Duration::from_secs(60);
-/// Most sources remembered; while there are more, those that are new are counted only.
+/// Most of these remembered; while there are more, those that are new are counted only.
 const SOURCES_MAX: usize = 64;
 
 /// Says who was refused, without letting whoever knocks fill the log.
@@ -25,23 +25,24 @@ struct Book {
 impl Doorkeeper {
     /// Notes that `source` was refused.
     pub(crate) fn refuse(&self, source: &str, reason: impl Display) {
-        if let Some(unnamed) = self.is_due(source, Instant::now()) {
+        let refusal = format!("refused {source} at the cluster's port: {reason}");
+        if let Some(unnamed) = self.is_due(&refusal, Instant::now()) {
             let others =
                 if unnamed > 0 { format!(" ({unnamed} refusals since were not logged)") } else { String::new() };
-            warn!("refused {source} at the cluster's port: {reason}{others}");
+            warn!("{refusal}{others}");
         }
     }
 
     /// Whether to say so, and how many were passed over before.
-    fn is_due(&self, source: &str, now: Instant) -> Option<u64> {
+    fn is_due(&self, refusal: &str, now: Instant) -> Option<u64> {
         // Counts of refusals stay usable whatever happened to whoever held them.
         let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
         book.named.retain(|_, named| now.saturating_duration_since(*named) < QUIET);
-        if book.named.contains_key(source) || book.named.len() >= SOURCES_MAX {
+        if book.named.contains_key(refusal) || book.named.len() >= SOURCES_MAX {
             book.unnamed += 1;
             return None;
         }
-        book.named.insert(source.to_owned(), now);
+        book.named.insert(refusal.to_owned(), now);
         Some(std::mem::take(&mut book.unnamed))
     }
 }
