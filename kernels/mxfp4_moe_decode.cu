@@ -11,13 +11,17 @@ constexpr int CHOICES = TOKENS * 8; // most of tokens * top_k
 /// Makes use of F16's range; what MXFP4_FACTOR has beyond it is left to the end of down.
 constexpr float Z_FACTOR = 256.0f;
 
-/// The distinct experts, in ascending order but for one token's, which are distinct as they come. All threads; ends with a
-/// barrier.
-DEVICE int list_experts(const int* ids, int n, int top_k, int experts, int* chosen, int* list, int* count) {
+/// The distinct experts among those held, `experts` of `total` from `first_held` on, by their place among these; `chosen` has -1
+/// for others. In ascending order but for one token's where all are held, which are distinct as they come. All threads; ends
+/// with a barrier.
+DEVICE int list_experts(const int* ids, int n, int top_k, int first_held, int experts, int total, int* chosen, int* list, int* count) {
     int choices = n * top_k;
-    if (threadIdx.x < choices) chosen[threadIdx.x] = list[threadIdx.x] = __ldcg(ids + threadIdx.x);
+    if (threadIdx.x < choices) {
+        int place = __ldcg(ids + threadIdx.x) - first_held;
+        chosen[threadIdx.x] = list[threadIdx.x] = place >= 0 && place < experts ? place : -1;
+    }
     __syncthreads();
-    if (n == 1) return choices;
+    if (n == 1 && experts == total) return choices;
     if (threadIdx.x < WARP) {
         int found = 0;
         for (int base = 0; base < experts; base += WARP) {
@@ -41,7 +45,7 @@ DEVICE int list_experts(const int* ids, int n, int top_k, int experts, int* chos
 // so a block has two at a time; blocks go through them with the stride of the grid.
 // Launch: (grid, 256 threads, shared = n * stride + 8 KB).
 extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 3)
-    moe_gate_up_decode(const float* x, int n, int k, int units, int experts, int top_k, const int* ids,
+    moe_gate_up_decode(const float* x, int n, int k, int units, int first_held, int experts, int total, int top_k, const int* ids,
                        const float* weights, const u8* tiles, const u8* scales, const float* bias, float limit,
                        float alpha, u16* z, const u8* staged_before, const float* staged_factors) {
     extern __shared__ __align__(128) u8 shared[];
@@ -56,7 +60,7 @@ extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 3)
     u32 stride = staged_stride(k_tiles * 64);
     Staged staged = {values, stride, 0};
     wait_for_predecessor();
-    int works = list_experts(ids, n, top_k, experts, chosen, list, &count) * row_tiles;
+    int works = list_experts(ids, n, top_k, first_held, experts, total, chosen, list, &count) * row_tiles;
     Walk<MXFP4, SPLIT> walk;
     int first = warp % SPLIT, own = warp / SPLIT, work = blockIdx.x * AT_ONCE + own;
     auto begin = [&] {
@@ -106,7 +110,7 @@ extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 3)
 // Launch: (hidden / 16 rounded up, blocks of a tile), 256 threads. `partial` [blocks of a tile][tiles][128]; `arrived`
 // [tiles] is 0 and is left 0.
 extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 3)
-    moe_down_decode(const u16* z, int n, int units, int hidden, int experts, int top_k, const int* ids,
+    moe_down_decode(const u16* z, int n, int units, int hidden, int first_held, int experts, int total, int top_k, const int* ids,
                     const float* weights, const u8* tiles, const u8* scales, const float* bias, float* out, int add,
                     float* partial, u32* arrived) {
     constexpr int AHEAD = ROOMY ? 4 : 3, PARTS = 4, BYTES = Share<MXFP4>::BYTES;
@@ -116,7 +120,7 @@ extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 3)
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, tile = blockIdx.x;
     int k_tiles = (units + 63) / 64, row_tiles = gridDim.x;
     // The router is done: gate_up, which launched this kernel, had waited for it. Only z is not there yet.
-    int items = list_experts(ids, n, top_k, experts, chosen, list, &count) * PARTS;
+    int items = list_experts(ids, n, top_k, first_held, experts, total, chosen, list, &count) * PARTS;
     let_successor_start();
     int row = threadIdx.x / TOKENS, token = threadIdx.x % TOKENS, feature = tile * 16 + row;
     bool counts = row < 16 && token < n && feature < hidden, mine = counts && blockIdx.y == 0;
@@ -124,7 +128,7 @@ extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 3)
     float start = mine && add ? __ldcg(to) : 0.0f; // with the biases, on its way meanwhile
     if (mine)
         for (int slot = token * top_k; slot < (token + 1) * top_k; slot++)
-            start += __ldcg(weights + slot) * __ldg(bias + (u64)chosen[slot] * hidden + feature);
+            if (chosen[slot] >= 0) start += __ldcg(weights + slot) * __ldg(bias + (u64)chosen[slot] * hidden + feature);
 
     float c[4] = {0, 0, 0, 0};
     Share<MXFP4> held[AHEAD];

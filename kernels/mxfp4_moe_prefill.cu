@@ -33,14 +33,14 @@ EXPERTS(128, 128, 2, TileProduct<MXFP4, 128, 2, 4, 1, (SMALL_SHARED ? 2 : 4)>)
 EXPERTS(wide, 256, 1, WideProduct<MXFP4, 6>)
 #endif
 
-// residual[row] += sum over choices s, in order, of routing[row, s] * y[row * top_k + s]; choices whose id is outside
-// 0..experts add nothing. Grid: one block of 128 threads a row; cols a multiple of 4.
-extern "C" __global__ void __launch_bounds__(128) moe_combine(const float* __restrict__ y, const int* __restrict__ ids, const float* __restrict__ routing, float* __restrict__ residual, int cols, int top_k, int experts) {
+// residual[row] += sum over choices s, in order, of routing[row, s] * y[row * top_k + s]; choices of others than the
+// `experts` from first_held on add nothing. Grid: one block of 128 threads a row; cols a multiple of 4.
+extern "C" __global__ void __launch_bounds__(128) moe_combine(const float* __restrict__ y, const int* __restrict__ ids, const float* __restrict__ routing, float* __restrict__ residual, int cols, int top_k, int first_held, int experts) {
     const u64 row = blockIdx.x;
     for (int i = threadIdx.x; i < cols / 4; i += 128) {
         float4 sum = ((const float4*)(residual + row * cols))[i];
         for (int s = 0; s < top_k; s++) {
-            int id = ids[row * top_k + s];
+            int id = ids[row * top_k + s] - first_held;
             if (id < 0 || id >= experts) continue;
             float w = routing[row * top_k + s];
             float4 v = ((const float4*)(y + (row * top_k + s) * cols))[i];

@@ -52,7 +52,7 @@ def experts(k, count, rows_list, tiles_of):
                 up = lambda: k.persistent("mxfp4_moe_gate_up", tile, *weights["up"], b1, x8, xs, z8, zs, tiles, n_tiles, pairs, 2 * HIDDEN, HIDDEN, 4, 7.0, 1.702)
                 row(f"gate_up {count} experts, {n} rows, {tile}", time_us(up), 2 * byte, 2 * flop)
         routing, residual = torch.rand(n, 4, device=DEVICE), torch.randn(n, HIDDEN, device=DEVICE)
-        row(f"combine {n} rows", time_us(lambda: k("moe_combine", n, 128, 0, y, ids, routing, residual, HIDDEN, 4, count)), n * HIDDEN * 24 / 1e9)
+        row(f"combine {n} rows", time_us(lambda: k("moe_combine", n, 128, 0, y, ids, routing, residual, HIDDEN, 4, 0, count)), n * HIDDEN * 24 / 1e9)
         row(f"group   {count} experts, {n} rows", time_us(lambda: group(k, ids, count, 64)))
 
 

@@ -46,7 +46,7 @@ def group(k, ids, experts, rows):
     order = torch.full((pairs,), -1, dtype=torch.int32, device=DEVICE)
     tiles = torch.full((experts + pairs // rows + 1, 4), -1, dtype=torch.int32, device=DEVICE)
     n_tiles = torch.zeros(1, dtype=torch.int32, device=DEVICE)
-    k("moe_group", experts, 256, 4 * experts, ids, offsets, order, tiles, n_tiles, pairs, experts, rows)
+    k("moe_group", experts, 256, 4 * experts, ids, offsets, order, tiles, n_tiles, pairs, 0, experts, rows)
     return offsets, order, tiles, n_tiles
 
 
@@ -110,7 +110,7 @@ def check_experts(k, hidden, units, experts, n, kind="random", top_k=4, scales=(
             y_ref[pairs[at].long()] = (layouts.natural(z) if tile == "wide" else z)[at].double() @ w2[e].T + b2[e].double()
         report("down", case, y, y_ref)
         summed = residual.clone()
-        k("moe_combine", n, 128, 0, y, ids, routing, summed, hidden, top_k, experts)
+        k("moe_combine", n, 128, 0, y, ids, routing, summed, hidden, top_k, 0, experts)
         report("combine", case, summed, residual.double() + (routing.double()[..., None] * y.double().view(n, top_k, hidden)).sum(1))
 
 

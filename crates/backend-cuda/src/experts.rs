@@ -42,10 +42,9 @@ impl CudaExperts {
         shape: ExpertsShape,
         source: &ExpertsSource<'_>,
     ) -> Result<Self, BackendError> {
-        let ExpertsShape { experts, hidden, intermediate, limit, total, .. } = shape;
-        if experts != total {
-            let what = format!("{experts} of {total} experts: on GPUs experts are sliced, or all on one");
-            return Err(BackendError::Unsupported(what));
+        let ExpertsShape { experts, first, total, hidden, intermediate, limit, .. } = shape;
+        if first + experts > total {
+            return Err(BackendError::Shape(format!("{experts} experts of {total}, from {first} on")));
         }
         if !hidden.is_multiple_of(32) || !intermediate.is_multiple_of(32) || experts == 0 || experts > EXPERTS_MAX {
             return Err(BackendError::Shape(format!("{experts} experts of {hidden} and {intermediate}")));

@@ -263,7 +263,8 @@ impl CudaBackend {
         out: &mut CudaBuffer,
         add: bool,
     ) -> Result<(), BackendError> {
-        let ExpertsShape { experts: count, hidden, intermediate, limit, alpha, .. } = experts.shape;
+        let ExpertsShape { experts: count, first: first_held, total, hidden, intermediate, limit, alpha } =
+            experts.shape;
         x.check("experts' input", n, hidden)?;
         out.check("experts' output", n, hidden)?;
         if n > routing.rows {
@@ -306,7 +307,9 @@ impl CudaBackend {
                     some,
                     hidden,
                     intermediate,
+                    first_held,
                     count,
+                    total,
                     top_k,
                     ids,
                     weights,
@@ -329,7 +332,9 @@ impl CudaBackend {
                     some,
                     intermediate,
                     hidden,
+                    first_held,
                     count,
+                    total,
                     top_k,
                     ids,
                     weights,

@@ -1,6 +1,8 @@
 //! The experts of more rows than the decode kernels take: rows by expert, two products over tiles of them, and the
 //! weighted sum.
 
+use std::ops::Range;
+
 use tandem_backend::{BackendError, ExpertsShape};
 
 use crate::activations::ExpertInputs;
@@ -48,7 +50,7 @@ impl CudaBackend {
         experts: &CudaExperts,
         out: &CudaBuffer,
     ) -> Result<(), BackendError> {
-        let ExpertsShape { experts: count, hidden, intermediate, .. } = experts.shape;
+        let ExpertsShape { experts: count, first, hidden, intermediate, .. } = experts.shape;
         let pairs = n * routing.top_k;
         let products = self.products(n, pairs.div_ceil(count))?;
         let x = self.expert_rows(x, n, &products)?;
@@ -60,12 +62,12 @@ impl CudaBackend {
             (inner, scratch.ensure(device, |s| &mut s.results, bytes, "experts' results")?)
         };
         let inner = Operand::at(inner, pairs, intermediate, products.mxfp8);
-        let groups = self.group_rows(routing, n, count, products.gate_up.rows)?;
+        let groups = self.group_rows(routing, n, first..first + count, products.gate_up.rows)?;
         self.gate_up_many(&products.gate_up, experts, routing.top_k, x, inner, &groups)?;
         self.down_many(&products.down, experts, inner, results, &groups)?;
         let (ids, weights) = routing.row(0);
         let shape = Launch { grid: (n, 1, 1), threads: 128, shared: 0 };
-        let combine = arguments![results, ids, weights, out.row(0), hidden, routing.top_k, count];
+        let combine = arguments![results, ids, weights, out.row(0), hidden, routing.top_k, first, count];
         self.device.launch_after(self.kernels()?.moe_combine, shape, combine)
     }
 
@@ -108,7 +110,14 @@ impl CudaBackend {
         Ok(to)
     }
 
-    fn group_rows(&self, routing: &CudaRouting, n: usize, count: usize, rows: usize) -> Result<Groups, BackendError> {
+    fn group_rows(
+        &self,
+        routing: &CudaRouting,
+        n: usize,
+        held: Range<usize>,
+        rows: usize,
+    ) -> Result<Groups, BackendError> {
+        let count = held.len();
         let pairs = n * routing.top_k;
         let bytes = work::groups(pairs, count, rows);
         let tiles = self.state().scratch.ensure(&self.device, |s| &mut s.groups, bytes, "rows by expert")?;
@@ -117,7 +126,7 @@ impl CudaBackend {
         let tile_count = sorted + 4 * pairs as u64;
         let (ids, _) = routing.row(0);
         let shape = Launch { grid: (count, 1, 1), threads: 256, shared: 4 * count };
-        let group = arguments![ids, offsets, sorted, tiles, tile_count, pairs, count, rows];
+        let group = arguments![ids, offsets, sorted, tiles, tile_count, pairs, held.start, count, rows];
         self.device.launch_after(self.kernels()?.moe_group, shape, group)?;
         Ok(Groups { tiles, tile_count, sorted })
     }

@@ -1,6 +1,7 @@
 //! NCCL, opened at run time where it is installed: to measure our own exchange beside it. Nothing is served through it.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
+use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
 use cudarc::driver::sys::CUstream;
@@ -30,9 +31,9 @@ type CommInitRank = unsafe extern "C" fn(*mut *mut c_void, c_int, UniqueId, c_in
 type GetErrorString = unsafe extern "C" fn(c_int) -> *const c_char;
 type AllReduce = unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, c_int, *mut c_void, CUstream) -> c_int;
 
-/// The library.
+/// The library. It is never unloaded: its threads run on until the process ends.
 pub struct Nccl {
-    library: Library,
+    library: ManuallyDrop<Library>,
 }
 
 impl Nccl {
@@ -42,7 +43,7 @@ impl Nccl {
         for name in NAMES {
             // SAFETY: opening a library runs its initialisers; it is the vendor's.
             match unsafe { Library::new(name) } {
-                Ok(library) => return Ok(Self { library }),
+                Ok(library) => return Ok(Self { library: ManuallyDrop::new(library) }),
                 Err(error) => reason = error.to_string(),
             }
         }

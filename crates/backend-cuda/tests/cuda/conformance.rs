@@ -13,7 +13,7 @@ fn conforms() {
 /// What `tools/gpu-check sanitize` runs.
 #[test]
 fn small_cases_conform() {
-    if let Some(backend) = backend("a small case of every kernel", true) {
+    if let Some(backend) = backend_with("a small case of every kernel", exact_prompts(false)) {
         conformance::run_small(&backend, Precision::Fast);
     }
 }
