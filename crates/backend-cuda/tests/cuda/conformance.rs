@@ -1,7 +1,7 @@
 use tandem_backend::{Backend, Precision, conformance};
 use tandem_backend_cuda::{CudaOptions, PrefillActivations};
 
-use crate::{backend, backend_with};
+use crate::backend_with;
 
 #[test]
 fn conforms() {
