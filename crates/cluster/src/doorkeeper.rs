@@ -7,8 +7,8 @@ use tracing::warn;
 
 /// A source that is refused again and again for the same reason is named once in this time.
 const QUIET: Duration = Duration::from_secs(60);
-/// Most of these remembered; while there are more, those that are new are counted only.
-const SOURCES_MAX: usize = 64;
+/// Most refusals remembered; while there are more, those that are new are counted only.
+const REFUSALS_MAX: usize = 64;
 
 /// Says who was refused, without letting whoever knocks fill the log.
 #[derive(Default)]
@@ -38,7 +38,7 @@ impl Doorkeeper {
         // Counts of refusals stay usable whatever happened to whoever held them.
         let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
         book.named.retain(|_, named| now.saturating_duration_since(*named) < QUIET);
-        if book.named.contains_key(refusal) || book.named.len() >= SOURCES_MAX {
+        if book.named.contains_key(refusal) || book.named.len() >= REFUSALS_MAX {
             book.unnamed += 1;
             return None;
         }
@@ -59,6 +59,6 @@ mod tests {
         assert_eq!(door.is_due("b", now + QUIET / 2), Some(1));
         assert_eq!(door.is_due("a", now + QUIET), Some(0));
         let named = (0..1000).filter(|i| door.is_due(&format!("source {i}"), now + QUIET).is_some()).count();
-        assert_eq!(named, SOURCES_MAX - 2);
+        assert_eq!(named, REFUSALS_MAX - 2);
     }
 }

@@ -11,14 +11,13 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::assembly::{Assembled, Assembly, POLL};
-use crate::children::ChildCommand;
 use crate::group::{Forming, Progress};
 use crate::group_worker::GroupWorker;
 use crate::hitch::Hitch;
 use crate::member::SharedLobby;
 use crate::proving::Proving;
 use crate::supervisor::Formed;
-use crate::{Children, Plan, Ready, SupervisorError, Unproven};
+use crate::{Children, Deadlines, Decide, Plan, Prove, Ready, SupervisorError, Unproven};
 
 /// Failures of this machine's own workers after which no further group is formed, and within which time.
 const FAILURES_MAX: usize = 5;
@@ -31,7 +30,13 @@ const RUNTIME_END: Duration = Duration::from_secs(1);
 
 /// What the thread works with.
 pub(crate) struct Shift {
-    plan: Plan,
+    deadlines: Deadlines,
+    /// Whether workers of other machines take part.
+    has_others: bool,
+    order: Decide,
+    progress: Box<dyn Fn(usize, u64, u64) + Send + Sync>,
+    prove: Prove,
+    formed: Box<dyn FnMut(&Ready) + Send>,
     runtime: Runtime,
     assembly: Assembly,
     stop: Arc<AtomicBool>,
@@ -47,14 +52,14 @@ struct Watched {
 }
 
 impl Shift {
-    pub(crate) fn new(mut plan: Plan, runtime: Runtime, lobby: SharedLobby, stop: Arc<AtomicBool>) -> Self {
-        // The listeners have been duplicated; what is needed of the plan stays.
-        let none: ChildCommand = Box::new(|_| std::process::Command::new(""));
-        let command = std::mem::replace(&mut plan.local.command, none);
-        let children = Children::new(plan.local.count, command);
-        let others = plan.remote.as_ref().map_or(0, |remote| remote.count);
-        let assembly = Assembly::new(children, lobby, plan.local.count, others, plan.degrade_after);
-        Self { plan, runtime, assembly, stop, epoch: 0, failures: VecDeque::new() }
+    /// The plan's listeners are open by now.
+    pub(crate) fn new(plan: Plan, runtime: Runtime, lobby: SharedLobby, stop: Arc<AtomicBool>) -> Self {
+        let Plan { deadlines, local, remote, degrade_after, order, progress, prove, formed, build: _ } = plan;
+        let children = Children::new(local.count, local.command);
+        let others = remote.as_ref().map_or(0, |remote| remote.count);
+        let assembly = Assembly::new(children, lobby, local.count, others, degrade_after);
+        let (has_others, epoch, failures) = (remote.is_some(), 0, VecDeque::new());
+        Self { deadlines, has_others, order, progress, prove, formed, runtime, assembly, stop, epoch, failures }
     }
 
     pub(crate) fn run(mut self, groups: &SyncSender<Formed>) {
@@ -62,7 +67,7 @@ impl Shift {
             // Nobody is there to hear it when it ends anyway.
             let _ = groups.send(Err(error));
         }
-        self.assembly.children.end(self.plan.deadlines.drain);
+        self.assembly.children.end(self.deadlines.drain);
         self.runtime.shutdown_timeout(RUNTIME_END);
     }
 
@@ -73,7 +78,7 @@ impl Shift {
             let hitch = match self.group() {
                 Ok((worker, ready)) => {
                     self.assembly.note_formed(ready.missing > 0);
-                    (self.plan.formed)(&ready);
+                    (self.formed)(&ready);
                     let watched =
                         Watched { over: worker.over(), relieved: worker.relieved(), is_alone: ready.missing > 0 };
                     if groups.send(Ok((worker, ready))).is_err() {
@@ -102,7 +107,7 @@ impl Shift {
 
     /// Starts our own workers, waits for the others, and has all of them load and prove themselves.
     fn group(&mut self) -> Result<(GroupWorker, Ready), Hitch> {
-        let assembled = self.assembly.assemble(&self.runtime, &self.stop, &mut self.plan.order)?;
+        let assembled = self.assembly.assemble(&self.runtime, &self.stop, &mut self.order)?;
         let formed = self.form(assembled);
         // Why a process ended says more than that its connection did.
         match (formed, self.assembly.children.check()) {
@@ -115,8 +120,8 @@ impl Shift {
 
     fn form(&mut self, assembled: Assembled) -> Result<(GroupWorker, Ready), Hitch> {
         let Assembled { members, order, missing } = assembled;
-        let progress: Progress<'_> = self.plan.progress.as_ref();
-        let forming = Forming { epoch: self.epoch, deadlines: self.plan.deadlines, progress };
+        let progress: Progress<'_> = self.progress.as_ref();
+        let forming = Forming { epoch: self.epoch, deadlines: self.deadlines, progress };
         let stop = self.stop.clone();
         let (mut worker, ready) = self.runtime.block_on(async {
             tokio::select! {
@@ -124,7 +129,7 @@ impl Shift {
                 () = raised(&stop) => Err(Hitch::Stopped),
             }
         })?;
-        let proved = (self.plan.prove)(&mut Proving { worker: &mut worker, stop: &self.stop }, &order);
+        let proved = (self.prove)(&mut Proving { worker: &mut worker, stop: &self.stop }, &order);
         match proved {
             Ok(()) => Ok((worker, Ready { missing, ..ready })),
             Err(_) if self.stop.load(Ordering::Acquire) => Err(Hitch::Stopped),
@@ -161,9 +166,9 @@ impl Shift {
 
     /// Of a group's end without the end of a process of ours.
     fn lost(&self, is_alone: bool, reason: String) -> Hitch {
-        match self.plan.remote {
-            Some(_) if !is_alone => Hitch::Theirs(reason),
-            _ => Hitch::Ours { reason, is_refusal: false },
+        match self.has_others && !is_alone {
+            true => Hitch::Theirs(reason),
+            false => Hitch::Ours { reason, is_refusal: false },
         }
     }
 

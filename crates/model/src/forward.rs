@@ -3,6 +3,7 @@
 mod candidates;
 mod layer;
 mod load;
+mod residuals;
 mod unembed;
 
 use std::ops::Range;
@@ -13,8 +14,9 @@ use tandem_backend::{
 };
 use tandem_step::{Capacity, Pool};
 
-use self::layer::{Layer, Pass, Pools, Ranks, Residual, Residuals, Scratch};
+use self::layer::{Layer, Pass, Pools, Ranks, Scratch};
 use self::load::Loader;
+use self::residuals::{Residual, Residuals};
 use self::unembed::Unembedding;
 use crate::layout::TensorId;
 use crate::shard::{Exchange, ExchangeError, ExpertSplit, Shard, ShardError, ShardPlan, ShardStore};
