@@ -95,9 +95,8 @@ fn answers(server: &Server) -> Vec<Value> {
 
 /// What a program says that ends with an error.
 fn refusal(mut program: Command) -> String {
-    let out = program.output().expect("running tandem");
-    let said = String::from_utf8_lossy(&out.stderr).into_owned();
-    assert_eq!(out.status.code(), Some(1), "{said}");
+    let (code, said) = Worker(program.stderr(Stdio::piped()).spawn().expect("running tandem")).end();
+    assert_eq!(code, Some(1), "{said}");
     said
 }
 

@@ -220,9 +220,13 @@ pub struct Worker(pub Child);
 impl Worker {
     /// Waits for it to end by itself: exit code and what it said.
     pub fn end(&mut self) -> (Option<i32>, String) {
-        let mut said = String::new();
-        self.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-        (self.0.wait().unwrap().code(), said)
+        let mut stderr = self.0.stderr.take().unwrap();
+        let reader = std::thread::spawn(move || {
+            let mut said = String::new();
+            stderr.read_to_string(&mut said).map(|_| said)
+        });
+        wait_until("it did not end by itself", || self.0.try_wait().unwrap().is_some());
+        (self.0.wait().unwrap().code(), reader.join().unwrap().unwrap())
     }
 }
 

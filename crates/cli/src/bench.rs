@@ -308,7 +308,7 @@ impl Report {
         let achieved = (args.streams == 1).then_some(loaded.weight_bytes_per_token as f64 * decode_tokens_per_s.median);
         Self {
             model: loaded.name.clone(),
-            device: loaded.formation.nodes.iter().map(|node| node.device.as_str()).collect::<Vec<_>>().join("; "),
+            device: loaded.formation.devices(),
             formats: loaded.formats.clone(),
             prompt_tokens: args.prompt_tokens,
             output_tokens: args.output_tokens,

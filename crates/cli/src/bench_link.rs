@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use tandem_link::{Endpoint, Link, LinkError, RdmaChoice, Settings, TransportKind};
 
 use self::gpu::Kernels;
-use crate::settings::{BenchArgs, LinkPeerArgs, LinkTransport};
+use crate::settings::{BenchArgs, LinkChoice, LinkPeerArgs};
 
 /// Values of an all-reduce: a token's activations are 2,880, a batch of 16 has as many times 16.
 const SIZES: [usize; 9] = [64, 256, 1024, 2880, 4 * 2880, 16 * 2880, 64 << 10, 256 << 10, 1 << 20];
@@ -35,10 +35,10 @@ const CONNECT: Duration = Duration::from_secs(10);
 pub fn run(args: &BenchArgs) -> Result<()> {
     let report = match args.transport {
         None => Report::of_all()?,
-        Some(LinkTransport::Auto) => Report::of_nearest()?,
-        Some(LinkTransport::Shm) => Report::of_named(TransportKind::Shm)?,
-        Some(LinkTransport::Tcp) => Report::of_named(TransportKind::Tcp)?,
-        Some(LinkTransport::Rdma) => Report::of_named(TransportKind::Rdma)?,
+        Some(LinkChoice::Auto) => Report::of_nearest()?,
+        Some(LinkChoice::Shm) => Report::of_named(TransportKind::Shm)?,
+        Some(LinkChoice::Tcp) => Report::of_named(TransportKind::Tcp)?,
+        Some(LinkChoice::Rdma) => Report::of_named(TransportKind::Rdma)?,
     };
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);

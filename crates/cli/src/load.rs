@@ -84,6 +84,13 @@ pub struct Formation {
     pub degraded: Option<String>,
 }
 
+impl Formation {
+    /// Where they compute, each.
+    pub fn devices(&self) -> String {
+        self.nodes.iter().map(|node| node.device.as_str()).collect::<Vec<_>>().join("; ")
+    }
+}
+
 /// One of those who compute a model.
 #[derive(Clone)]
 pub struct Node {

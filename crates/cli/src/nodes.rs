@@ -24,8 +24,8 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 use tracing::info;
 
-pub use self::join::token_file;
 use self::join::{invite, remote};
+pub use self::join::{open_token, token_file};
 use self::local::local;
 use self::ordering::Ordering;
 use crate::load::{self, Formation, Loaded, Node, Numbers, Place, Source};
@@ -94,7 +94,7 @@ pub fn load(args: &ServeArgs, log: Option<&str>, folder: &Path) -> Result<Loaded
     let planned = ordering.planned();
     let reference = source.reference(numbers.formats());
     let changes = watch::Sender::new(None);
-    let seen = changes.subscribe();
+    let mut seen = changes.subscribe();
     let mut supervisor = Supervisor::start(Plan {
         build: BUILD.into(),
         deadlines: Deadlines::default(),
@@ -109,7 +109,7 @@ pub fn load(args: &ServeArgs, log: Option<&str>, folder: &Path) -> Result<Loaded
     invite(args, &supervisor)?;
     let (worker, _) = supervisor.first()?;
     info!("loaded in {:.1} s", started.elapsed().as_secs_f64());
-    let formation = seen.borrow().clone().ok_or_else(|| anyhow!("no memory plan was made"))?;
+    let formation = seen.borrow_and_update().clone().ok_or_else(|| anyhow!("no memory plan was made"))?;
     let capacity = worker.capacity().ok_or_else(|| anyhow!("the group does not say what it offers"))?;
     let settings = load::engine_settings(model, place);
     let engine = Engine::start_with(worker, Some(Box::new(supervisor)), capacity, settings)?;

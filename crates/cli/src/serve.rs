@@ -163,9 +163,9 @@ async fn announce_and_watch(
         Ok(Ok(loaded)) => {
             let engine = loaded.engine.clone();
             running.get_or_init(|| engine.clone());
-            let changes =
-                Changes { info: model_info(&loaded), formats: loaded.formats.clone(), seen: loaded.changes.clone() };
-            announce(loaded, &ready, &url);
+            let info = model_info(&loaded);
+            let changes = Changes { info: info.clone(), formats: loaded.formats.clone(), seen: loaded.changes.clone() };
+            announce(loaded, info, &ready, &url);
             tokio::select! {
                 error = watch(engine) => error,
                 never = changes.follow(&ready) => match never {},
@@ -178,11 +178,11 @@ async fn announce_and_watch(
     let _ = ended.send(error);
 }
 
-fn announce(loaded: Loaded, ready: &ReadyFlag, url: &str) {
+fn announce(loaded: Loaded, info: ModelInfo, ready: &ReadyFlag, url: &str) {
     if let Some(notice) = loaded.notice {
         warn!("{notice}");
     }
-    ready.ready(loaded.engine.clone(), model_info(&loaded));
+    ready.ready(loaded.engine.clone(), info);
     info!("ready: {} at {url} (OpenAI clients: {url}/v1)", loaded.name);
 }
 

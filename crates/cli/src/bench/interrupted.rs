@@ -28,7 +28,7 @@ pub(super) fn run(args: &BenchArgs, tokens: u32) -> Result<()> {
     let runs = (0..args.warm_up + args.runs).map(|index| Run::measure(&loaded.engine, &args, tokens, index));
     let runs: Vec<Run> = runs.collect::<Result<_>>()?;
     loaded.engine.shutdown(Duration::from_secs(5));
-    let device = loaded.formation.nodes.iter().map(|node| node.device.as_str()).collect::<Vec<_>>().join("; ");
+    let device = loaded.formation.devices();
     let report = Report::new(&args, tokens, (loaded.name, device), &runs[args.warm_up as usize..]);
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);

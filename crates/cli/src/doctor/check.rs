@@ -71,7 +71,11 @@ impl Findings {
 
     /// Whether nothing is to be mended.
     pub fn all_well(&self) -> bool {
-        !self.checks.iter().any(|check| matches!(check.status, Status::Warn | Status::Fail))
+        self.to_mend() == 0
+    }
+
+    fn to_mend(&self) -> usize {
+        self.checks.iter().filter(|check| matches!(check.status, Status::Warn | Status::Fail)).count()
     }
 }
 
@@ -89,8 +93,7 @@ impl fmt::Display for Findings {
                 writeln!(f, "                     fix: {fix}")?;
             }
         }
-        let to_mend = self.checks.iter().filter(|check| check.fix.is_some()).count();
-        match to_mend {
+        match self.to_mend() {
             0 => writeln!(f, "\nnothing to mend"),
             1 => writeln!(f, "\n1 thing to mend"),
             many => writeln!(f, "\n{many} things to mend"),

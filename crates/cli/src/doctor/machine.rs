@@ -3,6 +3,7 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use tandem_link::{RdmaPort, rdma_ports};
+use tandem_model::memory::available_memory_below;
 
 /// A machine as its files tell of it: below `/`, or in tests below a folder.
 #[derive(Debug)]
@@ -73,6 +74,11 @@ impl Machine {
     /// Where a file is.
     pub fn path(&self, path: &str) -> PathBuf {
         self.root.join(path)
+    }
+
+    /// Memory that a process may take.
+    pub fn available_memory(&self) -> Option<u64> {
+        available_memory_below(&self.root).ok()
     }
 
     /// Ports of RDMA devices.

@@ -17,7 +17,7 @@ pub fn checks(machine: &Machine) -> Vec<Check> {
         let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
         Some(value.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? << 10)
     };
-    vec![available(of("MemTotal"), of("MemAvailable")), swap(of("SwapTotal"), of("SwapFree"))]
+    vec![available(of("MemTotal"), machine.available_memory()), swap(of("SwapTotal"), of("SwapFree"))]
 }
 
 fn available(total: Option<u64>, available: Option<u64>) -> Check {
@@ -77,6 +77,11 @@ mod tests {
             "{memory:?} {swap:?}"
         );
         assert_eq!(of(120, 110, 0, 0)[1].finding, "none");
+        // A control group grants less than is free.
+        let text = "MemTotal: 100 kB\nMemAvailable: 90 kB\n";
+        let group = Fake::new().with("proc/meminfo", text).with("sys/fs/cgroup/memory.max", "40960\n");
+        let group = group.with("sys/fs/cgroup/memory.current", "0\n");
+        assert_eq!(checks(&group.machine())[0].status, Status::Warn);
         let unknown = checks(&Fake::new().machine());
         assert!(unknown.iter().all(|check| check.status == Status::Unknown));
     }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tandem_cluster::{Pair, Token};
 use tandem_link::{Endpoint, LinkError, LinkSpeed, RdmaChoice, Settings as LinkSettings, TransportKind};
 
-use crate::nodes::token_file;
+use crate::nodes::{open_token, token_file};
 use crate::settings::DoctorArgs;
 
 use super::check::{Check, Findings};
@@ -50,10 +50,7 @@ fn meet(args: &DoctorArgs) -> Result<Pair> {
             Ok(Pair::dial(address, &token, args.wait)?)
         }
         (None, Some(address)) => {
-            if let Some(folder) = file.parent() {
-                std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
-            }
-            let token = Token::open_or_create(&file)?;
+            let token = open_token(&file)?;
             let listener = TcpListener::bind(address).with_context(|| format!("listening on {address}"))?;
             let at = listener.local_addr().context("listening")?;
             let (file, wait_s) = (file.canonicalize().unwrap_or(file), args.wait.as_secs());
@@ -103,30 +100,36 @@ fn now_s() -> f64 {
 }
 
 /// What a link reached, or why there is none.
-pub type Reached = Result<(String, LinkSpeed), String>;
+pub type Reached = Result<(String, LinkSpeed), NoLink>;
 
-/// One side's part of a link.
+/// Why there is no link of a kind.
 #[derive(Serialize, Deserialize)]
-struct Side {
-    /// Its offer, or why it has none.
-    offer: Result<String, String>,
+pub enum NoLink {
+    /// A node cannot have one.
+    Absent(String),
+    /// Both should have it, and it does not work.
+    Broken(String),
 }
 
 /// Makes a link of this kind and measures it. An error only where the other node is lost.
 fn measure(pair: &mut Pair, kind: TransportKind) -> Result<Reached> {
     let endpoint = endpoint(pair, kind).map_err(|error| error.to_string());
-    let offer = endpoint.as_ref().map(|endpoint| String::from_utf8_lossy(&endpoint.offer()).into_owned());
-    let ours = Side { offer: offer.map_err(Clone::clone) };
-    let theirs: Side = swap(pair, &ours)?;
-    let reached = match (endpoint, ours.offer, theirs.offer) {
+    let ours: Result<String, String> = match &endpoint {
+        Ok(endpoint) => Ok(String::from_utf8_lossy(&endpoint.offer()).into_owned()),
+        Err(why) => Err(why.clone()),
+    };
+    let theirs: Result<String, String> = swap(pair, &ours)?;
+    let reached = match (endpoint, ours, theirs) {
         (Ok(endpoint), Ok(ours), Ok(theirs)) => connect_and_measure(pair, endpoint, ours, theirs),
-        (Ok(_), _, Err(why)) => Err(format!("not on the other node: {why}")),
-        (Err(why), _, _) | (_, Err(why), _) => Err(format!("not on this node: {why}")),
+        (Ok(_), _, Err(why)) => Err(NoLink::Absent(format!("not on the other node: {why}"))),
+        (Err(why), _, _) | (_, Err(why), _) => Err(NoLink::Absent(format!("not on this node: {why}"))),
     };
     // Nobody goes on before both are through.
-    let other: Option<String> = swap(pair, &reached.as_ref().err())?;
+    let other: Option<NoLink> = swap(pair, &reached.as_ref().err())?;
     Ok(match (reached, other) {
-        (Ok(_), Some(why)) => Err(format!("the other node: {why}")),
+        (Ok(_), Some(NoLink::Absent(why) | NoLink::Broken(why))) => {
+            Err(NoLink::Broken(format!("the other node: {why}")))
+        }
         (reached, _) => reached,
     })
 }
@@ -146,7 +149,7 @@ fn connect_and_measure(pair: &Pair, endpoint: Endpoint, ours: String, theirs: St
         let speed = link.measure()?;
         Ok((link.describe(), speed))
     });
-    measured.map_err(|error| error.to_string())
+    measured.map_err(|error| NoLink::Broken(error.to_string()))
 }
 
 fn swap<Mine: Serialize, Theirs: DeserializeOwned>(pair: &mut Pair, mine: &Mine) -> Result<Theirs> {

@@ -7,7 +7,7 @@ use super::machine::Machine;
 use super::rate;
 
 /// Sets up both twins, now and for the next boot.
-const SET_UP: &str = "sudo deploy/network/cable.sh set-up 1 (on the other node: 2)";
+pub(super) const SET_UP: &str = "sudo deploy/network/cable.sh set-up 1 (on the other node: 2)";
 /// With which packets of RoCE carry 4,096 bytes, the most there is; below, 1,024 or 2,048.
 const MTU_MIN: f64 = 4200.0;
 /// What one port of a ConnectX-7 in a Spark should report at least.
@@ -52,14 +52,14 @@ fn devices(ports: &[RdmaPort], usable: &[&RdmaPort]) -> Check {
 
 /// Whether two devices share one port of the adapter: the same function in another PCI domain.
 fn are_twins(one: &RdmaPort, other: &RdmaPort) -> bool {
-    let parts = |port: &RdmaPort| {
-        let (domain, function) = port.pci.as_ref()?.split_once(':')?;
-        Some((domain.to_owned(), function.to_owned()))
-    };
-    match (parts(one), parts(other)) {
+    match (domain_and_function(one), domain_and_function(other)) {
         (Some((one_domain, one)), Some((other_domain, other))) => one == other && one_domain != other_domain,
         _ => false,
     }
+}
+
+fn domain_and_function(port: &RdmaPort) -> Option<(&str, &str)> {
+    port.pci.as_ref()?.split_once(':')
 }
 
 fn gid(usable: &[&RdmaPort]) -> Check {

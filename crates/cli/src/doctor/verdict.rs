@@ -9,8 +9,9 @@ use crate::nodes::link_speed;
 use super::check::Check;
 use super::facts::{Facts, RdmaFacts};
 use super::machine::Machine;
-use super::pair::Reached;
+use super::pair::{NoLink, Reached};
 use super::rate;
+use super::roce::SET_UP;
 
 /// Clocks further apart make logs hard to read side by side.
 const CLOCKS_APART_MAX_S: f64 = 1.0;
@@ -70,10 +71,9 @@ fn versions(ours: &Facts, theirs: &Facts) -> Check {
 /// First meets first, second second.
 fn devices(ours: &Facts, theirs: &Facts) -> Check {
     const NAME: &str = "rdma devices";
-    const FIX: &str = "sudo deploy/network/cable.sh set-up 1, on the other node 2";
     if ours.devices.len() != theirs.devices.len() {
         let finding = format!("{} can be used here, {} there", ours.devices.len(), theirs.devices.len());
-        return Check::warn(NAME, finding, FIX);
+        return Check::warn(NAME, finding, SET_UP);
     }
     for (ours, theirs) in pairs(ours, theirs) {
         if ours.address == theirs.address || ours.subnet != theirs.subnet {
@@ -86,7 +86,7 @@ fn devices(ours: &Facts, theirs: &Facts) -> Check {
                 )
             };
             let finding = format!("here {}, there {}: they cannot meet", text(ours), text(theirs));
-            return Check::fail(NAME, finding, FIX);
+            return Check::fail(NAME, finding, SET_UP);
         }
     }
     let met = pairs(ours, theirs).map(|(ours, theirs)| format!("{} meets {}", ours.address, theirs.address));
@@ -100,7 +100,7 @@ fn mtus(ours: &Facts, theirs: &Facts) -> Check {
         Some((ours, theirs)) => {
             let text = |mtu: Option<u32>| mtu.map_or("unknown".into(), |mtu| mtu.to_string());
             let finding = format!("{} {} here, {} there", ours.device, text(ours.mtu), text(theirs.mtu));
-            Check::warn(NAME, finding, "sudo deploy/network/cable.sh set-up 1, on the other node 2")
+            Check::warn(NAME, finding, SET_UP)
         }
     }
 }
@@ -137,15 +137,17 @@ pub fn of_link(
     let name = if kind == TransportKind::Rdma { "rdma" } else { "tcp" };
     let (description, speed) = match reached {
         Ok(reached) => reached,
-        // Nodes without any device get by without.
-        Err(why) if kind == TransportKind::Rdma && ours.devices.is_empty() && theirs.devices.is_empty() => {
+        // Without RDMA on both, `--link auto` takes TCP.
+        Err(NoLink::Absent(why)) if kind == TransportKind::Rdma => {
             return Check::warn(
                 name,
                 format!("{why}; they would exchange over TCP, several times slower"),
                 "tandem doctor, on both nodes",
             );
         }
-        Err(why) => return Check::fail(name, why, "tandem doctor, on both nodes"),
+        Err(NoLink::Absent(why) | NoLink::Broken(why)) => {
+            return Check::fail(name, why, "tandem doctor, on both nodes");
+        }
     };
     let gigabits = speed.bytes_per_s * 8.0 / 1e9;
     let speed = link_speed(speed.exchange.as_secs_f64() * 1e6, speed.bytes_per_s);
@@ -258,10 +260,18 @@ mod tests {
             (of(TransportKind::Tcp, 13.0).status, of(TransportKind::Tcp, 2.0).status),
             (Status::Ok, Status::Warn)
         );
-        let broken = of_link(&fake.machine(), &ours, &theirs, peer, TransportKind::Rdma, Err("no route".into()));
+        let broken =
+            of_link(&fake.machine(), &ours, &theirs, peer, TransportKind::Rdma, Err(NoLink::Broken("no route".into())));
         assert_eq!((broken.status, broken.finding.as_str()), (Status::Fail, "no route"));
         let bare = Facts { devices: Vec::new(), ..ours.clone() };
-        let none = of_link(&fake.machine(), &bare, &bare, peer, TransportKind::Rdma, Err("not on this node".into()));
+        let none = of_link(
+            &fake.machine(),
+            &bare,
+            &bare,
+            peer,
+            TransportKind::Rdma,
+            Err(NoLink::Absent("not on this node".into())),
+        );
         assert_eq!(none.status, Status::Warn);
     }
 }

@@ -137,5 +137,5 @@ pub fn cuda_options(args: &ModelArgs) -> CudaOptions {
 /// How a GPU is opened of which nothing else was said.
 pub fn gpu_options(ordinal: usize) -> CudaOptions {
     let cache = Some(demo::cache_folder().join("kernels"));
-    CudaOptions { ordinal, cache, eager: false, prefill_activations: cuda::PrefillActivations::Auto, as_gb10: false }
+    CudaOptions { ordinal, cache, ..CudaOptions::default() }
 }

@@ -15,10 +15,7 @@ use crate::settings::{NodeArgs, ServeArgs};
 pub(super) fn remote(args: &NodeArgs) -> Result<Option<Remote>> {
     let Some(address) = &args.listen else { return Ok(None) };
     let file = token_file(args.token_file.as_deref());
-    if let Some(folder) = file.parent() {
-        std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
-    }
-    let token = Token::open_or_create(&file)?;
+    let token = open_token(&file)?;
     let mut found = address.to_socket_addrs().with_context(|| format!("--listen {address}"))?;
     let at = found.next().ok_or_else(|| anyhow!("--listen {address}: no such address"))?;
     let listener = TcpListener::bind(at).with_context(|| format!("listening on {at} for the other nodes"))?;
@@ -57,6 +54,14 @@ pub(super) fn invite(args: &ServeArgs, supervisor: &Supervisor) -> Result<()> {
         file.display()
     );
     Ok(())
+}
+
+/// The secret in this file, made where there is none yet.
+pub fn open_token(file: &Path) -> Result<Token> {
+    if let Some(folder) = file.parent() {
+        std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+    }
+    Ok(Token::open_or_create(file)?)
 }
 
 /// Where the secret is kept: as told, or among this user's settings.

@@ -1,11 +1,17 @@
+use std::path::Path;
 use std::{fs, io};
 
 /// Bytes that this process may take without pushing others out: `MemAvailable`, or less where a control group says so.
 pub fn available_memory() -> io::Result<u64> {
-    let meminfo = fs::read_to_string("/proc/meminfo")?;
+    available_memory_below(Path::new("/"))
+}
+
+/// The same by the files of `proc` and `sys` in a folder.
+pub fn available_memory_below(root: &Path) -> io::Result<u64> {
+    let meminfo = fs::read_to_string(root.join("proc/meminfo"))?;
     let available = mem_available(&meminfo)
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/meminfo has no MemAvailable"))?;
-    let read = |file: &str| fs::read_to_string(format!("/sys/fs/cgroup/{file}")).ok();
+    let read = |file: &str| fs::read_to_string(root.join("sys/fs/cgroup").join(file)).ok();
     let left = group_left(read("memory.max"), read("memory.current"), read("memory.stat"));
     Ok(left.map_or(available, |left| left.min(available)))
 }
