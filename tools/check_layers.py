@@ -19,7 +19,7 @@ import sys
 ARROWS = {
     "cli": {"api", "cluster", "engine", "grammar", "harmony", "model", "backend", "backend-cuda", "link", "step", "client"},
     "api": {"engine", "grammar", "harmony", "proto", "step"},
-    "cluster": {"engine", "model", "link", "step"},
+    "cluster": {"step"},
     "engine": {"step"},
     "grammar": {"harmony", "step"},
     "harmony": set(),
