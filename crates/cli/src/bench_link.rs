@@ -4,20 +4,18 @@
 //! The second rank is a process of its own, as in service: this program, started again.
 
 mod gpu;
+mod peer;
 
-use std::env;
-use std::io::{BufRead, BufReader, Write, stdin, stdout};
+use std::io::stdin;
 use std::net::Ipv4Addr;
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
-use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use tandem_link::{Endpoint, Link, LinkError, RdmaChoice, Settings, TransportKind};
 
 use self::gpu::Kernels;
+use self::peer::{Lines, Peer, say};
 use crate::settings::{BenchArgs, LinkChoice, LinkPeerArgs};
 
 /// Values of an all-reduce: a token's activations are 2,880, a batch of 16 has as many times 16.
@@ -55,11 +53,10 @@ pub fn run_peer(args: &LinkPeerArgs) -> Result<()> {
     }
     let kind: TransportKind = args.transport.parse()?;
     let endpoint = endpoint(kind)?;
-    let ours = endpoint.offer();
-    let mut output = stdout();
-    output.write_all(&ours).and_then(|()| output.write_all(b"\n")).and_then(|()| output.flush())?;
-    let theirs = line_within(CONNECT, BufReader::new(stdin())).context("reading the first rank's offer")?;
-    let mut link = endpoint.connect(1, 2, &[&theirs, &ours], CONNECT)?;
+    let ours = offer(&endpoint)?;
+    say(&ours)?;
+    let theirs = Lines::of(stdin()).next(CONNECT).context("reading the first rank's offer")?;
+    let mut link = endpoint.connect(1, 2, &[theirs, ours], CONNECT)?;
     for values in SIZES {
         measure_size(&mut link, values)?;
     }
@@ -181,9 +178,10 @@ impl Report {
 
 fn measure(kind: TransportKind) -> Result<Measured> {
     let endpoint = endpoint(kind)?;
-    let ours = endpoint.offer();
-    let mut peer = Peer::start(kind)?;
-    let theirs = peer.swap(&ours)?;
+    let ours = offer(&endpoint)?;
+    let mut peer = Peer::start(&[kind.to_string()])?;
+    peer.tell(&ours)?;
+    let theirs = peer.hear(CONNECT)?;
     let mut link = endpoint.connect(0, 2, &[ours, theirs], CONNECT)?;
     let sizes = SIZES.into_iter().map(|values| measure_size(&mut link, values)).collect::<Result<_, _>>()?;
     Ok(Measured { transport: kind.to_string(), how: "host".to_owned(), link: link.describe(), sizes })
@@ -196,6 +194,11 @@ fn endpoint(kind: TransportKind) -> Result<Endpoint, LinkError> {
         TransportKind::Tcp => Endpoint::tcp(&settings, Ipv4Addr::LOCALHOST.into()),
         TransportKind::Rdma => Endpoint::rdma(&settings, &RdmaChoice::default()),
     }
+}
+
+/// What the other rank must be told, a line of JSON.
+fn offer(endpoint: &Endpoint) -> Result<String> {
+    String::from_utf8(endpoint.offer()).context("an offer")
 }
 
 /// Both ranks run this with the same numbers.
@@ -220,69 +223,5 @@ impl Size {
         times_us.sort_by(f64::total_cmp);
         let (median_us, p99_us) = (times_us[times_us.len() / 2], times_us[times_us.len() * 99 / 100]);
         Self { values, exchanges, median_us, p99_us, gigabytes_per_s: 4.0 * values as f64 / median_us / 1e3 }
-    }
-}
-
-/// A line without its end, unless it takes longer than that. Whoever reads it then reads on until its process ends.
-fn line_within(patience: Duration, mut from: impl BufRead + Send + 'static) -> Result<Vec<u8>> {
-    let (send, read) = mpsc::channel();
-    thread::spawn(move || {
-        let mut line = String::new();
-        let done = from.read_line(&mut line).map(|_| line);
-        // Nobody waits for it any more where it came too late.
-        let _ = send.send(done);
-    });
-    let line = read.recv_timeout(patience).map_err(|_| anyhow!("nothing came within {patience:?}"))??;
-    ensure!(line.ends_with('\n'), "its process ended");
-    Ok(line.trim_end().as_bytes().to_vec())
-}
-
-/// The second rank's process. It ends with this one.
-struct Peer(Child);
-
-impl Peer {
-    fn start(kind: TransportKind) -> Result<Self> {
-        Ok(Self(start_peer(&[kind.to_string()])?))
-    }
-
-    /// Sends the offer and gives back the peer's.
-    fn swap(&mut self, ours: &[u8]) -> Result<Vec<u8>> {
-        let pipes = self.0.stdin.take().zip(self.0.stdout.take());
-        let (mut input, output) = pipes.context("the second rank has no pipes")?;
-        input.write_all(ours).and_then(|()| input.write_all(b"\n")).context("telling the second rank")?;
-        line_within(CONNECT, BufReader::new(output)).context("hearing from the second rank")
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        // It has ended, or something went wrong.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// This program as another rank.
-fn start_peer(arguments: &[String]) -> Result<Child> {
-    let program = env::current_exe().context("finding this program")?;
-    let mut command = Command::new(program);
-    command.arg("link-peer").args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
-    command.spawn().context("starting another rank")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_line_comes_in_time_or_not_at_all() {
-        let line = |text: &'static [u8]| line_within(CONNECT, text).map_err(|error| error.to_string());
-        assert_eq!(line(b"an offer\nand more"), Ok(b"an offer".to_vec()));
-        assert_eq!(line(b"half an off"), Err("its process ended".into()));
-        assert_eq!(line(b""), Err("its process ended".into()));
-        // A pipe whose other end stays open and silent.
-        let (silent, _open) = std::io::pipe().expect("a pipe");
-        let late = line_within(Duration::from_millis(20), BufReader::new(silent)).expect_err("nothing was said");
-        assert!(late.to_string().contains("within 20ms"), "{late}");
     }
 }

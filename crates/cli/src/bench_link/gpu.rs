@@ -1,9 +1,7 @@
 //! Exchanges by the kernels of two GPUs: launched one by one and in a recorded step, over each transport, and those of NCCL beside
 //! them. Each rank is a process of its own, since what waits for a peer in vain, as NCCL does, can then be ended.
 
-use std::io::{BufRead, BufReader, Write, stdin, stdout};
-use std::process::{Child, ChildStdin};
-use std::sync::mpsc::{Receiver, channel};
+use std::io::stdin;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -13,7 +11,8 @@ use tandem_backend_cuda::{self as cuda, CudaBackend, CudaBuffer, NCCL_ID_BYTES, 
 use tandem_link::{Link, TransportKind};
 use tandem_model::Exchange;
 
-use super::{CONNECT, Measured, SIZES, Size, endpoint, start_peer};
+use super::peer::{Lines, Peer, say};
+use super::{CONNECT, Measured, SIZES, Size, endpoint, offer};
 use crate::load;
 use crate::settings::LinkPeerArgs;
 
@@ -53,10 +52,10 @@ pub fn measure(kernels: Kernels) -> Result<Vec<Measured>> {
     if kernels == Kernels::Nccl {
         Nccl::open()?;
     }
-    let mut ranks = (0..RANKS).map(|rank| Rank::start(kernels, rank)).collect::<Result<Vec<_>>>()?;
-    let offers = ranks.iter_mut().map(Rank::hear).collect::<Result<Vec<_>>>()?;
+    let mut ranks = (0..RANKS).map(|number| start(kernels, number)).collect::<Result<Vec<_>>>()?;
+    let offers = ranks.iter().map(hear).collect::<Result<Vec<_>>>()?;
     ranks.iter_mut().try_for_each(|rank| offers.iter().try_for_each(|offer| rank.tell(offer)))?;
-    let said = ranks.iter_mut().map(Rank::hear).collect::<Result<Vec<_>>>()?;
+    let said = ranks.iter().map(hear).collect::<Result<Vec<_>>>()?;
     Ok(serde_json::from_str::<Said>(&said[0]).context("the first rank's figures")?.measured)
 }
 
@@ -67,49 +66,19 @@ struct Said {
     failed: Option<String>,
 }
 
-/// A rank's process. It ends with this one.
-struct Rank {
-    number: usize,
-    child: Child,
-    input: ChildStdin,
-    lines: Receiver<String>,
+/// Starts a rank's process.
+fn start(kernels: Kernels, number: usize) -> Result<Peer> {
+    let mut arguments = vec![kernels.transport().to_string(), "--gpu".to_owned(), number.to_string()];
+    arguments.extend((kernels == Kernels::Nccl).then(|| "--nccl".to_owned()));
+    Peer::start(&arguments)
 }
 
-impl Rank {
-    fn start(kernels: Kernels, number: usize) -> Result<Self> {
-        let mut arguments = vec![kernels.transport().to_string(), "--gpu".to_owned(), number.to_string()];
-        arguments.extend((kernels == Kernels::Nccl).then(|| "--nccl".to_owned()));
-        let mut child = start_peer(&arguments)?;
-        let (input, output) = child.stdin.take().zip(child.stdout.take()).context("a rank has no pipes")?;
-        let (sender, lines) = channel();
-        // Ends when the process does.
-        std::thread::spawn(move || {
-            BufReader::new(output).lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
-        });
-        Ok(Self { number, child, input, lines })
-    }
-
-    /// The next line; an error if it says that the rank failed.
-    fn hear(&mut self) -> Result<String> {
-        let line = self.lines.recv_timeout(PATIENCE);
-        let (number, patience) = (self.number, PATIENCE.as_secs());
-        let line = line.with_context(|| format!("rank {number} has ended, or said nothing for {patience} s"))?;
-        match serde_json::from_str(&line) {
-            Ok(Said { failed: Some(reason), .. }) => Err(anyhow!(reason)),
-            _ => Ok(line),
-        }
-    }
-
-    fn tell(&mut self, line: &str) -> Result<()> {
-        writeln!(self.input, "{line}").with_context(|| format!("telling rank {}", self.number))
-    }
-}
-
-impl Drop for Rank {
-    fn drop(&mut self) {
-        // It has ended, or something went wrong.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+/// A rank's next line; an error if it says that the rank failed.
+fn hear(rank: &Peer) -> Result<String> {
+    let line = rank.hear(PATIENCE)?;
+    match serde_json::from_str(&line) {
+        Ok(Said { failed: Some(reason), .. }) => Err(anyhow!(reason)),
+        _ => Ok(line),
     }
 }
 
@@ -124,8 +93,9 @@ pub fn run_rank(args: &LinkPeerArgs, gpu: usize) -> Result<()> {
 fn measure_rank(kernels: Kernels, gpu: usize) -> Result<Said> {
     let backend = CudaBackend::new(load::gpu_options(gpu))?;
     let endpoint = endpoint(kernels.transport())?;
-    say(&String::from_utf8(endpoint.offer()).context("an offer")?)?;
-    let offers = (0..RANKS).map(|_| hear_offer()).collect::<Result<Vec<_>>>()?;
+    say(&offer(&endpoint)?)?;
+    let lines = Lines::of(stdin());
+    let offers = (0..RANKS).map(|_| lines.next(PATIENCE)).collect::<Result<Vec<_>>>().context("hearing the offers")?;
     let mut link = endpoint.connect(gpu, RANKS, &offers, CONNECT)?;
     let whose = match kernels {
         Kernels::Ours(_) => Whose::Ours,
@@ -144,17 +114,6 @@ fn measure_rank(kernels: Kernels, gpu: usize) -> Result<Said> {
         measured.push(Measured { transport, how: format!("{kernels}, {how}"), link: describe(&link, &whose)?, sizes });
     }
     Ok(Said { measured, failed: None })
-}
-
-fn say(line: &str) -> Result<()> {
-    let mut output = stdout();
-    writeln!(output, "{line}").and_then(|()| output.flush()).context("telling whoever started this")
-}
-
-fn hear_offer() -> Result<Vec<u8>> {
-    let mut offer = String::new();
-    stdin().read_line(&mut offer).context("hearing the offers")?;
-    Ok(offer.trim_end().as_bytes().to_vec())
 }
 
 enum Whose {
