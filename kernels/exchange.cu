@@ -130,7 +130,7 @@ struct Relayed {
     float* staged[2];
     u64* tell[2];
     u64 step;                            // factor of a number in its announcement
-    u64 stripe_above;                    // bytes from which on `stripes` words announce a message
+    u64 stripe_above;                    // longest message that one word announces, bytes; a longer one has `stripes`
     u32 stripes;
     const float* received[WORLD_MAX][2]; // by rank; this rank's own are unused
     const u64* flag[WORLD_MAX][2];

@@ -9,6 +9,7 @@ import numpy
 import torch
 
 import nvrtc
+from timing import replays_us
 
 SOURCES = ("moe_group", "mxfp4_moe_prefill", "mxfp4_moe_prefill_fp8", "dense_prefill", "attention_prefill", "rope_store", "rms_norm_rows", "narrow_rows")
 KERNELS = pathlib.Path(__file__).resolve().parents[1]
@@ -24,7 +25,7 @@ class Kernels:
     """Every kernel by name; call kernel(name, grid, block, shared, *args): tensors, ints and floats."""
 
     def __init__(self, as_gb10=False):
-        """With `as_gb10`, a Hopper's kernels are built as a GB10's are (include/prefill.cuh)."""
+        """With `as_gb10`, a Hopper's kernels are built as a GB10's are (include/types.cuh)."""
         major, minor = torch.cuda.get_device_capability()
         self.gb10 = as_gb10 or major >= 12
         options = ("-DAS_GB10",) if as_gb10 else ()
@@ -100,13 +101,4 @@ def time_us(run, inner=8, repeats=7):
     with torch.cuda.graph(graph):
         for _ in range(inner):
             run()
-    graph.replay()
-    times = []
-    for _ in range(repeats):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(begin.elapsed_time(end) * 1000 / inner)
-    return sorted(times)[repeats // 2]
+    return replays_us(graph, repeats) / inner

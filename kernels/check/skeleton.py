@@ -16,12 +16,12 @@ In 8-bit attention and lm_head.
 import argparse
 import ctypes
 import random
-import statistics
 
 import torch
 
 import nvrtc
 from skeleton_step import MODELS, step
+from timing import replays_us
 
 REPLAYS = 15
 OUT_WORDS = 64 * 1024
@@ -87,16 +87,7 @@ class Bound:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             self.enqueue(early, wanted)
-        graph.replay()
-        times = []
-        for _ in range(REPLAYS):
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
-            graph.replay()
-            end.record()
-            torch.cuda.synchronize()
-            times.append(begin.elapsed_time(end) * 1000)
-        return statistics.median(times)
+        return replays_us(graph, REPLAYS)
 
     def enqueue(self, early, wanted):
         layer, turn = -1, 0

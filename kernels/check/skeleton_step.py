@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-THREADS = 256
 BLOCKS_EACH = 3  # of a kernel on a multiprocessor at the same time
 SUMS = 8 * 16 * 8 * 4  # bytes of a block's sums: warps x rows x tokens x 4
 STAGED_ROWS_MIN = 3

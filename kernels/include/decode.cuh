@@ -7,11 +7,7 @@ constexpr int DECODE_WARPS = DECODE_THREADS / WARP;
 /// Tokens of one launch: the N of the tensor-core product.
 constexpr int TOKENS = 8;
 /// sm_121a needs a few registers more for the same work, and three blocks are to fit there too.
-#if defined(AS_GB10) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200)
-constexpr bool ROOMY = false;
-#else
-constexpr bool ROOMY = true;
-#endif
+constexpr bool ROOMY = !AS_ON_GB10;
 
 enum Format { BF16 = 0, Q8 = 1, MXFP4 = 2 };
 

@@ -55,7 +55,7 @@ DEVICE u32 row_scales(u32 bytes, int t) { return bytes >> (t & 1) * 16; }
 // The A operand of one product of 32 columns, of a lane's two words of codes: e2m1 in its container, or e4m3 times 2^-6.
 template <bool SCALED>
 DEVICE void mxfp4_operand(u32 (&a)[4], uint2 words) {
-#if MXFP4_TOGETHER
+#if AS_ON_GB10
     if constexpr (SCALED) {
         a[0] = mxfp4_upper_e2m1(words.x), a[1] = mxfp4_lower_e2m1(words.x);
         a[2] = mxfp4_upper_e2m1(words.y), a[3] = mxfp4_lower_e2m1(words.y);

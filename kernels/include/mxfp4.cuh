@@ -6,14 +6,8 @@
 // exponent and high mantissa bits: as F16 that is the value times 2^-14, subnormal 0.5 included. Where memory is fast those
 // operations are what limits a product, and sign and magnitude lie apart, each where a shift that another register needs
 // anyway brings it into place. Elsewhere they lie together, code i at bit 12 - 4 i, where one shift and one mask make operands of
-// 8-bit products of four of them. AS_GB10 (prefill.cuh) places them so on a Hopper too.
-#if defined(AS_GB10) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200)
-#define MXFP4_TOGETHER 1
-#else
-#define MXFP4_TOGETHER 0
-#endif
-
-#if MXFP4_TOGETHER
+// 8-bit products of four of them.
+#if AS_ON_GB10
 DEVICE u32 place_mxfp4(u32 code, int i) { return code << (12 - 4 * i); }
 
 /// The A operand of one product, as F16 times 2^-14.

@@ -4,13 +4,8 @@
 #include "mxfp4.cuh"
 
 // A Spark's multiprocessor has 100 KB of shared memory where Hopper's has 228: tiles keep fewer stages there, so that two
-// blocks still fit. AS_GB10 builds a Hopper's kernels as a GB10's are: its tiles and stages, its placement of codes, no
-// warpgroup products, and block-scaled ones with a twin of the instruction (fp8.cuh), so that all of it can be run on a Hopper.
-#if defined(AS_GB10) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200)
-#define SMALL_SHARED 1
-#else
-#define SMALL_SHARED 0
-#endif
+// blocks still fit.
+constexpr bool SMALL_SHARED = AS_ON_GB10;
 
 // Tensor instructions that only the `a` targets have: block-scaled products (sm_121a) and warpgroup products (sm_90a).
 #if defined(AS_GB10) || (defined(__CUDA_ARCH_SPECIFIC__) && __CUDA_ARCH__ >= 1200)

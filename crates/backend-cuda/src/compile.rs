@@ -55,7 +55,7 @@ impl Compiler {
         Self { arch: arch.to_owned(), as_gb10: false, cache }
     }
 
-    /// With a GB10's tiles, placement of codes and kernels (`kernels/include/prefill.cuh`), to be run on a Hopper.
+    /// With a GB10's tiles, placement of codes and kernels (`kernels/include/types.cuh`), to be run on a Hopper.
     pub fn as_gb10(self, as_gb10: bool) -> Self {
         Self { as_gb10, ..self }
     }

@@ -173,6 +173,14 @@ struct Group {
 }
 
 impl Group {
+    /// Whether so many are all ranks.
+    fn are_all(&self, ranks: usize) -> Result<(), BackendError> {
+        if ranks == self.world as usize {
+            return Ok(());
+        }
+        Err(BackendError::Shape(format!("memory of {ranks} ranks of {}", self.world)))
+    }
+
     /// Runs `set` for every other rank.
     fn peers(&self, set: impl FnMut(usize) -> Result<(), BackendError>) -> Result<(), BackendError> {
         (0..self.world as usize).filter(|peer| *peer != self.rank as usize).try_for_each(set)
@@ -189,6 +197,7 @@ struct Packets {
 
 impl Packets {
     fn new(group: Group, memory: &PacketMemory, registered: &[Registered]) -> Result<Self, BackendError> {
+        group.are_all(memory.received.len())?;
         let mut packets = Self { group, sent: both(registered, memory.sent)?, received: [[0; 2]; WORLD_MAX] };
         group.peers(|peer| {
             packets.received[peer] = both(registered, memory.received[peer])?;
@@ -240,6 +249,11 @@ struct Relayed {
 
 impl Relayed {
     fn new(group: Group, memory: &RelayMemory, registered: &[Registered]) -> Result<Self, BackendError> {
+        group.are_all(memory.peers.len())?;
+        // Each word that announces a message is waited for by a thread of its own.
+        if memory.stripes == 0 || memory.peers.len() * memory.stripes > THREADS {
+            return Err(BackendError::Shape(format!("{} words announce a message", memory.stripes)));
+        }
         let mut relayed = Self {
             group,
             staged: both(registered, memory.staged)?,

@@ -79,7 +79,7 @@ impl LateKernels {
         if is_through { self.get().map(drop) } else { Ok(()) }
     }
 
-    /// The same without waiting: none before somebody has.
+    /// The kernels, without waiting: none before somebody has waited for them.
     pub(crate) fn known(&self) -> Option<&Loaded> {
         self.loaded.get()?.as_ref().ok()
     }

@@ -50,9 +50,10 @@ impl CudaBackend {
         experts: &CudaExperts,
         out: &CudaBuffer,
     ) -> Result<(), BackendError> {
-        let ExpertsShape { experts: count, first, hidden, intermediate, .. } = experts.shape;
+        let ExpertsShape { experts: count, first, total, hidden, intermediate, .. } = experts.shape;
         let pairs = n * routing.top_k;
-        let products = self.products(n, pairs.div_ceil(count))?;
+        // Where only some experts are held, as many rows come to each of them.
+        let products = self.products(n, pairs.div_ceil(total))?;
         let x = self.expert_rows(x, n, &products)?;
         let (inner, results) = {
             let scratch = &mut self.state().scratch;

@@ -119,7 +119,7 @@ pub struct Draw {
     pub mask: Option<Arc<[u32]>>,
 }
 
-/// What a draw gives where no logit that may be chosen is a finite number.
+/// What a draw gives where the largest logit that may be chosen is not finite.
 pub const NO_TOKEN: u32 = u32::MAX;
 
 /// Logits of some tokens of the vocabulary: those that one of several ranks has.
