@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::model::prompt;
 use crate::server::Server;
 use crate::workers::{Meeting, Worker, assert_one_error, completion, failed_within, interrupted, send, wait_until};
 
@@ -23,7 +24,7 @@ fn health(server: &Server) -> Value {
 
 /// Asks again and again until two nodes compute: each answer is whole, and the same.
 fn ask_until_both(server: &Server, expected: &Value) {
-    let body = json!({"prompt": PROMPT, "max_tokens": 200, "temperature": 0, "ignore_eos": true});
+    let body = json!({"prompt": prompt(PROMPT), "max_tokens": 200, "temperature": 0, "ignore_eos": true});
     wait_until("the other node takes part", || {
         let answer = server.ok("/v1/completions", &body);
         assert_eq!(answer["choices"][0]["finish_reason"], "length", "{answer}");

@@ -59,14 +59,14 @@ fn a_node_that_lacks_what_it_needs_says_so_and_ends() {
     let folder = tempfile::tempdir().unwrap();
     let model = checkpoint(folder.path());
     let other = another_checkpoint(&model, folder.path());
-    let meeting = Meeting::new();
+    let meeting = Meeting { model: vec![model.to_str().unwrap().to_owned()], ..Meeting::new() };
     let token = meeting.token();
     let refused = |mut worker: Worker, named: &[&str]| {
         let (code, said) = worker.end();
         assert_eq!(code, Some(1), "{said}");
         named.iter().for_each(|part| assert!(said.contains(part), "{said}"));
     };
-    let (server, _worker) = meeting.serve_with(&[model.to_str().unwrap()], || {
+    let (server, _worker) = meeting.serve(|| {
         refused(meeting.worker_with(&token, &["--model", "/no/such/folder"]), &["/no/such/folder"]);
         let differs = ["differs from the coordinator's", other.to_str().unwrap(), "fingerprint"];
         refused(meeting.worker_with(&token, &["--model", other.to_str().unwrap()]), &differs);

@@ -6,11 +6,12 @@ use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use serde_json::{Value, json};
+use serde_json::json;
 
+use crate::model::{self, prompt};
 use crate::server::{Server, tandem};
 use crate::workers::{
-    EXACT, Meeting, Worker, assert_one_error, children, completion, failed_within, interrupted, is_there, send, start,
+    EXACT, Meeting, Worker, answers, assert_one_error, children, failed_within, interrupted, is_there, send, start,
     wait_until,
 };
 
@@ -18,7 +19,6 @@ use crate::workers::{
 const INSIDE: &str = "TEST_INSIDE_NAMESPACES";
 /// The two ends of the cable.
 const ADDRESSES: [&str; 2] = ["10.79.0.1", "10.79.0.2"];
-const PROMPTS: [&str; 2] = ["one two three four", "The river was under the green light, and the wheel of music"];
 
 #[test]
 fn a_cable_is_pulled_and_put_back() {
@@ -30,7 +30,7 @@ fn a_cable_is_pulled_and_put_back() {
     assert_one_error(&text);
     assert!(took < failed_within(), "{took:?}");
     assert_eq!((server.get("/ready").0, server.get("/health").0), (503, 200));
-    let (status, answer) = server.post("/v1/completions", &json!({"prompt": "Once", "max_tokens": 1}));
+    let (status, answer) = server.post("/v1/completions", &json!({"prompt": prompt("Once"), "max_tokens": 1}));
     assert_eq!(status, 503, "{answer}");
     run("ip", &["link", "set", "cable0", "up"]);
     server.wait_ready();
@@ -48,11 +48,9 @@ fn a_bad_network_changes_no_token() {
     }
     assert!(succeeds(nodes.on_other(&Command::new("tc")).args(netem.map(|word| word.replace("cable0", "cable1")))));
     let expected = answers(&start(&[]));
-    let manners =
-        [&["--pipeline-depth", "2", "--experts", "whole", "--prefill-chunk", "7"][..], &["--pipeline-depth", "1"]];
-    // Loading takes minutes under emulation.
-    let few = if std::env::var_os("TEST_EMULATED").is_some() { 1 } else { 2 };
-    for extra in manners.into_iter().take(few) {
+    for extra in
+        [&["--pipeline-depth", "2", "--experts", "whole", "--prefill-chunk", "7"][..], &["--pipeline-depth", "1"]]
+    {
         let (server, _worker) = nodes.serve(extra);
         assert_eq!(answers(&server), expected, "{extra:?}");
     }
@@ -79,18 +77,14 @@ fn a_full_disk_is_named_or_passed_over() {
     assert!(said.contains(disk.path().to_str().unwrap()) && said.contains("No space left"), "{said}");
 
     let log = File::create(disk.path().join("log")).expect("a file without content");
-    let server = Server::start_logging_to(log, &[&EXACT[..], &["--local-workers"]].concat());
+    let server = Server::start_logging_to(log, &[&EXACT[..], &model::arguments(), &["--local-workers"]].concat());
     let expected = answers(&server);
     let workers = children(server.pid());
     send("-KILL", workers[0]);
-    let short = json!({"prompt": "Once", "max_tokens": 1});
+    let short = json!({"prompt": prompt("Once"), "max_tokens": 1});
     wait_until("it is replaced", || !is_there(workers[0]) && server.post("/v1/completions", &short).0 == 200);
     assert_eq!(answers(&server), expected, "with a log that takes nothing");
     assert_eq!(fs::metadata(disk.path().join("log")).unwrap().len(), 0, "the disk is full indeed");
-}
-
-fn answers(server: &Server) -> Vec<Value> {
-    PROMPTS.iter().map(|prompt| completion(server, prompt)).collect()
 }
 
 /// What a program says that ends with an error.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::model::{self, prompt};
 use crate::server::{Server, tandem};
 
 /// Requests end within 5 s of a failure; a busy machine may take as long again to say so, an emulated one much longer.
@@ -19,17 +20,23 @@ pub fn failed_within() -> Duration {
 }
 
 /// Longest wait for something that happens soon.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(300);
 pub const EXACT: [&str; 7] = ["--exact", "--context", "1024", "--memory", "2G", "--max-streams", "4"];
 
 pub fn start(extra: &[&str]) -> Server {
-    Server::start(&[&EXACT[..], extra].concat())
+    Server::start(&[&EXACT[..], &model::arguments(), extra].concat())
 }
 
 /// Greedy: ranks add in another order than one process, and a draw may fall on either side of a token of the far tail.
-pub fn completion(server: &Server, prompt: &str) -> Value {
-    let body = json!({"prompt": prompt, "max_tokens": 24, "temperature": 0, "ignore_eos": true, "logprobs": 2});
-    server.ok("/v1/completions", &body)["choices"][0]["logprobs"]["tokens"].clone()
+pub fn completion(server: &Server, text: &str) -> Value {
+    let body = json!({"prompt": prompt(text), "max_tokens": 24, "temperature": 0, "ignore_eos": true, "return_token_ids": true});
+    server.ok("/v1/completions", &body)["choices"][0]["token_ids"].clone()
+}
+
+/// To a short and to a longer prompt.
+pub fn answers(server: &Server) -> [Value; 2] {
+    ["one two three four", "The river was under the green light, and the wheel of music"]
+        .map(|text| completion(server, text))
 }
 
 pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
@@ -66,7 +73,7 @@ pub fn interrupted(server: &Server, meanwhile: impl FnOnce()) -> (String, Durati
         status["engine"]["generated_tokens"].as_u64().unwrap()
     };
     let before = generated(server);
-    let body = json!({"prompt": "Once", "max_tokens": 900, "ignore_eos": true, "stream": true, "seed": 1});
+    let body = json!({"prompt": prompt("Once"), "max_tokens": 900, "ignore_eos": true, "stream": true, "seed": 1});
     std::thread::scope(|scope| {
         let stream = scope.spawn(|| server.post_raw("/v1/completions", body.to_string().as_bytes()));
         wait_until("the stream begins", || generated(server) > before + 3);
@@ -95,10 +102,7 @@ pub fn assert_one_error(text: &str) {
 
 #[test]
 fn workers_give_the_answers_of_one_process() {
-    let prompts = ["one two three four", "The river was under the green light, and the wheel of music"];
-    let alone = start(&[]);
-    let expected: Vec<Value> = prompts.iter().map(|prompt| completion(&alone, prompt)).collect();
-    drop(alone);
+    let expected = answers(&start(&[]));
     for extra in [
         &["--local-workers"][..],
         &["--local-workers", "--nodes", "2"],
@@ -106,8 +110,7 @@ fn workers_give_the_answers_of_one_process() {
         &["--local-workers", "--nodes", "4"],
     ] {
         let server = start(extra);
-        let got: Vec<Value> = prompts.iter().map(|prompt| completion(&server, prompt)).collect();
-        assert_eq!(got, expected, "{extra:?}");
+        assert_eq!(answers(&server), expected, "{extra:?}");
         let status: Value = serde_json::from_str(&server.get("/status.json").1).unwrap();
         let nodes = extra.iter().find_map(|word| word.parse::<usize>().ok()).unwrap_or(1);
         assert_eq!(status["nodes"].as_array().unwrap().len(), nodes, "{status}");
@@ -118,6 +121,27 @@ fn workers_give_the_answers_of_one_process() {
             let top = tandem(&["top", "--once", "--url", server.url()]).output().unwrap();
             assert!(String::from_utf8_lossy(&top.stdout).contains("for a token's exchange"), "{top:?}");
         }
+    }
+}
+
+/// Where a variable says that there is a device, or two.
+#[test]
+fn workers_that_exchange_by_rdma_give_the_same_and_come_back() {
+    if std::env::var_os("TANDEM_TEST_RDMA").is_none() {
+        return eprintln!("skipped: TANDEM_TEST_RDMA is not set (.ci/run rdma boots a machine with a device)");
+    }
+    let expected = answers(&start(&[]));
+    for extra in [&["--pipeline-depth", "1"][..], &["--experts", "whole", "--pipeline-depth", "2"]] {
+        let server = start(&[&["--local-workers", "--nodes", "2", "--link", "rdma"], extra].concat());
+        assert_eq!(answers(&server), expected, "{extra:?}");
+        let status: Value = serde_json::from_str(&server.get("/status.json").1).unwrap();
+        assert!(status["link"]["transport"].as_str().unwrap().contains("RDMA"), "{status}");
+        let workers = children(server.pid());
+        let (text, took) = interrupted(&server, || send("-KILL", workers[1]));
+        assert_one_error(&text);
+        assert!(took < failed_within(), "{took:?}");
+        server.wait_ready();
+        assert_eq!(answers(&server), expected, "{extra:?}, with new workers");
     }
 }
 
@@ -165,13 +189,16 @@ fn no_worker_outlives_its_server() {
 pub struct Meeting {
     pub folder: TempDir,
     pub address: String,
+    /// What names the model to the coordinator.
+    pub model: Vec<String>,
 }
 
 impl Meeting {
     pub fn new() -> Self {
         // Any port will do that is free for the moment.
         let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        Self { folder: tempfile::tempdir().unwrap(), address: free.to_string() }
+        let model = model::arguments().into_iter().map(str::to_owned).collect();
+        Self { folder: tempfile::tempdir().unwrap(), address: free.to_string(), model }
     }
 
     pub fn token(&self) -> PathBuf {
@@ -187,13 +214,14 @@ impl Meeting {
     pub fn serve_with<T: Send>(&self, extra: &[&str], beside: impl FnOnce() -> T + Send) -> (Server, T) {
         let token = self.token();
         let args = ["--nodes", "2", "--listen", &self.address, "--token-file", token.to_str().unwrap()];
-        let args = [&args[..], extra].concat();
+        let model: Vec<&str> = self.model.iter().map(String::as_str).collect();
+        let args = [&EXACT[..], &args, &model, extra].concat();
         std::thread::scope(|scope| {
             let beside = scope.spawn(|| {
                 wait_until("it listens", || TcpStream::connect(&self.address).is_ok());
                 beside()
             });
-            let server = start(&args);
+            let server = Server::start(&args);
             (server, beside.join().unwrap())
         })
     }
@@ -237,7 +265,7 @@ impl Drop for Worker {
     }
 }
 
-fn write_token(path: &Path, digit: &str, mode: u32) {
+pub fn write_token(path: &Path, digit: &str, mode: u32) {
     fs::write(path, digit.repeat(64)).unwrap();
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }

@@ -77,6 +77,8 @@ async fn around(State(state): State<ApiState>, mut request: Request, next: Next)
     let status = response.status().as_u16();
     state.metrics().count_response(status);
     span.in_scope(|| match status {
+        // Whoever waits for a model asks every moment, and that it is not there yet is no failure.
+        503 if path == "/ready" => tracing::debug!(%method, path, status, "response"),
         500.. => tracing::warn!(%method, path, status, "response"),
         400.. => tracing::info!(%method, path, status, "response"),
         _ => tracing::debug!(%method, path, status, "response"),

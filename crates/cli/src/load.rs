@@ -8,6 +8,7 @@ mod source;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -17,6 +18,7 @@ use tandem_backend::{Backend, Precision};
 use tandem_backend_cuda::{self as cuda, CudaBackend, KernelProgress};
 use tandem_engine::{Engine, EngineSettings};
 use tandem_grammar::Masks;
+use tandem_harmony::Tokenizer;
 use tandem_model::inspect::Report;
 use tandem_model::memory::{
     BytesPerToken, Computing, MemoryPlan, MemoryRequest, MemoryTable, bytes_per_token, human, plan_memory,
@@ -115,8 +117,7 @@ pub fn load(args: &ModelArgs, progress: Progress) -> Result<Loaded> {
     announce_reads(&reads, &plan);
     let report = Report::new(config, &memory_request(args)?);
     let formats = numbers.formats();
-    // The first request should not pay for reading the vocabulary.
-    let tokenizer = std::thread::spawn(tandem_grammar::warm_up);
+    let vocabulary = read_vocabulary(config);
     let experts_read = Arc::new(ExpertTally::default());
     let tally = Arc::clone(&experts_read);
     let reference = source.reference(formats);
@@ -135,7 +136,7 @@ pub fn load(args: &ModelArgs, progress: Progress) -> Result<Loaded> {
             started
         }
     };
-    if tokenizer.join().is_err() {
+    if vocabulary.join().is_err() {
         bail!("reading the tokenizer's vocabulary failed");
     }
     info!("loaded in {:.1} s: {parts}", started.elapsed().as_secs_f64());
@@ -314,6 +315,17 @@ pub fn announce_verdict(verdict: &Verdict) {
         0 => info!("self-test: {verdict}"),
         _ => warn!("self-test: {verdict}"),
     }
+}
+
+/// Begins to read the tokenizer's vocabulary, for which the first request should not have to wait. A model whose own is smaller
+/// has no text, and no constraint.
+pub fn read_vocabulary(config: &Config) -> JoinHandle<()> {
+    let has_text = config.vocab >= Tokenizer::VOCAB_SIZE;
+    std::thread::spawn(move || {
+        if has_text {
+            tandem_grammar::warm_up();
+        }
+    })
 }
 
 /// What follows the constraints of requests.

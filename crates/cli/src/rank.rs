@@ -52,9 +52,9 @@ impl ModelRank {
             args.model.as_ref().map_or(String::new(), |folder| format!("in {} ", folder.display())),
             order.all.fingerprint
         );
-        let (world, tokenizer) = (order.world, std::thread::spawn(tandem_grammar::warm_up));
+        let (world, vocabulary) = (order.world, load::read_vocabulary(source.store.config()));
         let (connect, loaded) = load_shard(&args, &source, order, progress)?;
-        if tokenizer.join().is_err() {
+        if vocabulary.join().is_err() {
             bail!("reading the tokenizer's vocabulary failed");
         }
         self.place = Some((order.rank, world));

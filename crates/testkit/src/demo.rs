@@ -35,6 +35,10 @@ pub fn write_demo(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Elsewhere than where it was built, a variable says where the files of tests are.
 fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+    match std::env::var_os("TEST_REPOSITORY") {
+        Some(folder) => folder.into(),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."),
+    }
 }

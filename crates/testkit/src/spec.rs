@@ -59,14 +59,14 @@ impl CheckpointSpec {
         ..CheckpointSpec::A
     };
 
-    /// The smallest shape that has everything: for tests of readers, not of numbers.
+    /// The smallest shape that has everything and can be cut in two: for tests of readers and processes, not of numbers.
     pub const SMALL: CheckpointSpec = CheckpointSpec {
         seed: 3,
         layers: 2,
         experts: 4,
         top_k: 2,
         hidden: 64,
-        intermediate: 32,
+        intermediate: 64,
         heads: 4,
         kv_heads: 2,
         head_dim: 16,
