@@ -34,7 +34,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     args.model.context.get_or_insert(needed);
     args.model.max_streams = args.streams;
     let bandwidth = load::read_bandwidth(&args.model, PROBE_BYTES)?;
-    let loaded = load::load(&args.model, load::Progress::from_terminal())?;
+    let loaded = load::load(&args.model, load::Progress::from_terminal())?.settled()?;
     ensure!(
         loaded.engine.capacity().context >= needed,
         "{needed} tokens a run do not fit a context of {}",

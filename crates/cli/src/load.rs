@@ -71,6 +71,18 @@ pub struct Loaded {
     pub checkpoint_bytes: u64,
     /// Something whoever talks to the model should know.
     pub notice: Option<&'static str>,
+    /// Still reads the tokenizer's vocabulary, perhaps. Requests that need it wait for it by themselves.
+    pub vocabulary: Option<JoinHandle<()>>,
+}
+
+impl Loaded {
+    /// The same once nothing goes on any more that would disturb a measurement.
+    pub fn settled(mut self) -> Result<Self> {
+        match self.vocabulary.take().map(JoinHandle::join) {
+            Some(Err(_)) => bail!("reading the tokenizer's vocabulary failed"),
+            _ => Ok(self),
+        }
+    }
 }
 
 /// Those who compute a model together.
@@ -117,7 +129,7 @@ pub fn load(args: &ModelArgs, progress: Progress) -> Result<Loaded> {
     announce_reads(&reads, &plan);
     let report = Report::new(config, &memory_request(args)?);
     let formats = numbers.formats();
-    let vocabulary = read_vocabulary(config);
+    let vocabulary = Some(read_vocabulary(config));
     let experts_read = Arc::new(ExpertTally::default());
     let tally = Arc::clone(&experts_read);
     let reference = source.reference(formats);
@@ -136,9 +148,6 @@ pub fn load(args: &ModelArgs, progress: Progress) -> Result<Loaded> {
             started
         }
     };
-    if vocabulary.join().is_err() {
-        bail!("reading the tokenizer's vocabulary failed");
-    }
     info!("loaded in {:.1} s: {parts}", started.elapsed().as_secs_f64());
     let engine = Engine::start(Box::new(worker), plan.capacity, engine_settings(args, place))?;
     Ok(Loaded {
@@ -159,6 +168,7 @@ pub fn load(args: &ModelArgs, progress: Progress) -> Result<Loaded> {
         config: config.clone(),
         experts_read,
         notice: source.notice,
+        vocabulary,
     })
 }
 
@@ -317,8 +327,8 @@ pub fn announce_verdict(verdict: &Verdict) {
     }
 }
 
-/// Begins to read the tokenizer's vocabulary, for which the first request should not have to wait. A model whose own is smaller
-/// has no text, and no constraint.
+/// Begins to read the tokenizer's vocabulary, as if for constraints: two seconds that the first request should not have to
+/// wait for. A model whose own is smaller has no text, and no constraint.
 pub fn read_vocabulary(config: &Config) -> JoinHandle<()> {
     let has_text = config.vocab >= Tokenizer::VOCAB_SIZE;
     std::thread::spawn(move || {

@@ -128,6 +128,7 @@ pub fn load(args: &ServeArgs, log: Option<&str>, folder: &Path) -> Result<Loaded
         // Ranks count none.
         experts_read: Arc::default(),
         notice: source.notice,
+        vocabulary: None,
     })
 }
 

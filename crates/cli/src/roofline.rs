@@ -39,6 +39,13 @@ pub struct Load {
     pub experts: Option<f64>,
 }
 
+impl Load {
+    /// Whether no sequence has more than one row: answers are written, no prompt is read.
+    fn decodes(&self) -> bool {
+        self.rows == self.sequences
+    }
+}
+
 /// What is asked of the card by all launches of a kind in a step.
 #[derive(Clone, Copy, Debug)]
 pub struct Kernel {
@@ -116,7 +123,7 @@ impl<'a> Subject<'a> {
             exchanges: 0.0,
             sent: 0.0,
         };
-        let prompts = |kernel: Kernel| match load.rows == load.sequences {
+        let prompts = |kernel: Kernel| match load.decodes() {
             true => kernel,
             false => Kernel { prompt_experts: kernel.products, products: 0.0, ..kernel },
         };
@@ -188,7 +195,7 @@ impl<'a> Subject<'a> {
             LayerKind::Sliding => ("attention, sliding", load.depth.min(config.sliding_window as f64)),
         };
         let position = 2.0 * (config.kv_width() * formats.kv.bytes()) as f64 / world;
-        let single = load.rows == load.sequences;
+        let single = load.decodes();
         let (q, qkv) = (config.q_width() as f64 / world, config.qkv_width() as f64 / world);
         let rows = f64::from(load.rows);
         Kernel {

@@ -22,7 +22,7 @@ pub(super) fn run(args: &BenchArgs, tokens: u32) -> Result<()> {
     let needed = (args.prompt_tokens + TOKENS_BEFORE as u32 + TOKENS_MEANWHILE).max(tokens + 2);
     args.model.context.get_or_insert(needed);
     args.model.max_streams = args.streams + 1;
-    let loaded = load::load(&args.model, load::Progress::from_terminal())?;
+    let loaded = load::load(&args.model, load::Progress::from_terminal())?.settled()?;
     let context = loaded.engine.capacity().context;
     ensure!(context >= needed, "{needed} tokens do not fit a context of {context}");
     let runs = (0..args.warm_up + args.runs).map(|index| Run::measure(&loaded.engine, &args, tokens, index));
