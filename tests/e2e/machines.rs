@@ -3,7 +3,6 @@
 
 use std::net::{TcpListener, TcpStream};
 use std::process::Command;
-use std::time::Duration;
 
 use serde_json::Value;
 
