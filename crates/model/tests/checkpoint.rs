@@ -362,7 +362,7 @@ fn a_tensor_missing_from_shards_and_index_is_named() {
 #[test]
 fn a_scale_that_is_no_number_is_refused_when_read() {
     let name = "model.layers.1.mlp.experts.down_proj_scales";
-    let dir = changed(|all| find(all, name).bytes[3 * 64 + 7] = 255);
+    let dir = changed(|all| find(all, name).bytes[2 * (3 * 64 + 7)] = 255);
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
     let source = checkpoint.tensor(TensorId::Layer(1, LayerTensor::DownScales)).unwrap();
     let mut row = vec![0; source.row_bytes()];
