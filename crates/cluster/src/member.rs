@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 use tonic::Streaming;
@@ -18,8 +17,10 @@ use crate::{Deadlines, HostFacts, PROTOCOL, Token};
 
 /// Commands that may wait for a worker's connection: a pipeline's plans, and pings until its silence is noticed.
 pub(crate) const COMMANDS_MAX: usize = 32;
-/// Reports that may wait for whoever reads them: more than all that answer commands under way, and progress.
+/// Reports that may wait for whoever reads them.
 const REPORTS_MAX: usize = 64;
+/// Room among them that progress leaves to others: for more than answer all commands under way.
+const ANSWERS_MAX: usize = 32;
 
 /// One worker's connection. The worker is dismissed when this is dropped.
 pub(crate) struct Member {
@@ -229,10 +230,12 @@ async fn listen(
                 Ok(Some(Report { body: Some(Body::Pong(_)), .. })) => last_word = Instant::now(),
                 Ok(Some(report)) => {
                     last_word = Instant::now();
-                    match heard.try_send(Heard::Report(report)) {
+                    if matches!(report.body, Some(Body::Progress(_))) && heard.capacity() <= ANSWERS_MAX {
                         // The next one says more.
-                        Err(TrySendError::Full(Heard::Report(Report { body: Some(Body::Progress(_)), .. }))) | Ok(()) => {}
-                        Err(_) => return "it says more than it was asked".into(),
+                        continue;
+                    }
+                    if heard.try_send(Heard::Report(report)).is_err() {
+                        return "it says more than it was asked".into();
                     }
                 }
                 Ok(None) => return "it hung up".into(),
