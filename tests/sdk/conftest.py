@@ -11,7 +11,7 @@ WITHOUT_DEMO = "models/tandem-demo is not in the repository: the server speaks r
 
 def pytest_addoption(parser):
     parser.addoption("--tandem", default=str(REPOSITORY / "target/release/tandem"), help="the program to test")
-    scripted = str(REPOSITORY / "target/release/examples/scripted")
+    scripted = str(REPOSITORY / "target/debug/examples/scripted")
     parser.addoption("--scripted", default=scripted, help="its edge with a script for a model")
 
 
