@@ -109,6 +109,10 @@ fn workers_give_the_answers_of_one_process() {
         &["--local-workers", "--nodes", "2", "--experts", "whole", "--link", "tcp", "--pipeline-depth", "2"],
         &["--local-workers", "--nodes", "4"],
     ] {
+        // The small model has two key heads.
+        if extra.contains(&"4") && !model::arguments().is_empty() {
+            continue;
+        }
         let server = start(extra);
         assert_eq!(answers(&server), expected, "{extra:?}");
         let status: Value = serde_json::from_str(&server.get("/status.json").1).unwrap();
