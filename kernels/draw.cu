@@ -1,6 +1,7 @@
 // Chooses one token for each draw from a row of logits: the likeliest (lowest id on a tie), or one drawn from the softmax at a
 // temperature, by the inverse of the cumulative distribution in order of token id. The random number comes from the host.
-// A draw may have a mask: a bit for each token that may be chosen, lowest first. Where the largest of these is not finite, NO_TOKEN is given.
+// A draw may have a mask: a bit for each token that may be chosen, lowest first. Where the largest of these is not finite,
+// NO_TOKEN is given.
 //
 // Who computes what: block (chunk, draw) finds its chunk's maximum and sum of weights; whichever block of a draw comes last
 // adds up the chunks in order, finds the chunk that the target falls into, and walks it. Sums have a fixed order.

@@ -4,11 +4,10 @@
 use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 
-use serde_json::Value;
-
 use crate::model;
-use crate::server::Server;
-use crate::workers::{Meeting, answers, assert_one_error, failed_within, interrupted, start, wait_until, write_token};
+use crate::workers::{
+    Meeting, answers, assert_one_error, failed_within, interrupted, start, transport, wait_until, write_token,
+};
 
 /// Where the coordinator listens, and where its machine says that it is done.
 const PORTS: [u16; 2] = [7117, 7118];
@@ -47,9 +46,4 @@ fn coordinate(meeting: &Meeting, interface: &str) {
     server.wait_ready();
     assert_eq!(answers(&server), expected);
     assert!(transport(&server).contains("RDMA"), "{}", transport(&server));
-}
-
-fn transport(server: &Server) -> String {
-    let status: Value = serde_json::from_str(&server.get("/status.json").1).unwrap();
-    status["link"]["transport"].as_str().expect("a link").to_owned()
 }

@@ -20,7 +20,7 @@ pub fn failed_within() -> Duration {
 }
 
 /// Longest wait for something that happens soon.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_secs(120);
 pub const EXACT: [&str; 7] = ["--exact", "--context", "1024", "--memory", "2G", "--max-streams", "4"];
 
 pub fn start(extra: &[&str]) -> Server {
@@ -29,7 +29,9 @@ pub fn start(extra: &[&str]) -> Server {
 
 /// Greedy: ranks add in another order than one process, and a draw may fall on either side of a token of the far tail.
 pub fn completion(server: &Server, text: &str) -> Value {
-    let body = json!({"prompt": prompt(text), "max_tokens": 24, "temperature": 0, "ignore_eos": true, "return_token_ids": true});
+    let mut body =
+        json!({"prompt": prompt(text), "max_tokens": 24, "temperature": 0, "ignore_eos": true, "logprobs": 2});
+    body["return_token_ids"] = json!(true);
     server.ok("/v1/completions", &body)["choices"][0]["token_ids"].clone()
 }
 
@@ -37,6 +39,12 @@ pub fn completion(server: &Server, text: &str) -> Value {
 pub fn answers(server: &Server) -> [Value; 2] {
     ["one two three four", "The river was under the green light, and the wheel of music"]
         .map(|text| completion(server, text))
+}
+
+/// How activations travel between its nodes.
+pub fn transport(server: &Server) -> String {
+    let status: Value = serde_json::from_str(&server.get("/status.json").1).unwrap();
+    status["link"]["transport"].as_str().expect("a link").to_owned()
 }
 
 pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
@@ -128,7 +136,7 @@ fn workers_give_the_answers_of_one_process() {
     }
 }
 
-/// Where a variable says that there is a device, or two.
+/// Where a variable says that there is a device.
 #[test]
 fn workers_that_exchange_by_rdma_give_the_same_and_come_back() {
     if std::env::var_os("TANDEM_TEST_RDMA").is_none() {
@@ -138,8 +146,7 @@ fn workers_that_exchange_by_rdma_give_the_same_and_come_back() {
     for extra in [&["--pipeline-depth", "1"][..], &["--experts", "whole", "--pipeline-depth", "2"]] {
         let server = start(&[&["--local-workers", "--nodes", "2", "--link", "rdma"], extra].concat());
         assert_eq!(answers(&server), expected, "{extra:?}");
-        let status: Value = serde_json::from_str(&server.get("/status.json").1).unwrap();
-        assert!(status["link"]["transport"].as_str().unwrap().contains("RDMA"), "{status}");
+        assert!(transport(&server).contains("RDMA"), "{}", transport(&server));
         let workers = children(server.pid());
         let (text, took) = interrupted(&server, || send("-KILL", workers[1]));
         assert_one_error(&text);
@@ -276,7 +283,8 @@ pub fn write_token(path: &Path, digit: &str, mode: u32) {
 
 #[test]
 fn another_node_joins_leaves_and_comes_back() {
-    let meeting = Meeting::new();
+    // The demonstration model in any case: it comes from no folder.
+    let meeting = Meeting { model: Vec::new(), ..Meeting::new() };
     let (server, worker) = meeting.serve(|| {
         for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0; 500], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff"]
         {
@@ -295,7 +303,7 @@ fn another_node_joins_leaves_and_comes_back() {
         assert!(said.contains("chmod 600"), "{said}");
         let (code, said) = meeting.worker_with(&meeting.token(), &["--model", "/no/such/folder"]).end();
         assert_eq!(code, Some(1));
-        assert!(said.contains("--model") || said.contains("/no/such/folder"), "{said}");
+        assert!(said.contains("--model"), "{said}");
         meeting.worker(&meeting.token())
     });
     server.logged("refused 127.0.0.1");

@@ -7,10 +7,7 @@ export TANDEM_TEST_RDMA=1
 TANDEM_TEST_RDMA_DEVICES=1 ./rdma --test-threads=1 --nocapture
 
 export TEST_EMULATED=1 TEST_NETEM=1 TEST_TANDEM=$PWD/tandem TEST_REPOSITORY=$PWD
-run() {
-    "./$1" --exact "$2" --nocapture | tee /tmp/output
-    grep -q "^test result: ok. 1 passed" /tmp/output
-}
+. ./run.sh
 run sharded serving::ranks_serve_what_one_worker_serves
 run sharded serving::the_demonstration_model_says_the_same_over_several_ranks
 run e2e workers::workers_that_exchange_by_rdma_give_the_same_and_come_back

@@ -6,11 +6,7 @@ set -e
 export TANDEM_TEST_RDMA=1 TANDEM_TEST_LINK_RANK=$RDMA_VM_INDEX
 export TANDEM_TEST_LINK_ADDRESS=$RDMA_VM_IP TANDEM_TEST_LINK_PEER=$RDMA_VM_PEER_IP
 
-# run PROGRAM TEST: a test of this name there has to be.
-run() {
-    "./$1" --exact "$2" --nocapture | tee /tmp/output
-    grep -q "^test result: ok. 1 passed" /tmp/output
-}
+. ./run.sh
 
 run rdma two_machines
 run tcp two_machines
