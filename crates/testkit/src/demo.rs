@@ -1,8 +1,10 @@
 use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Deserialize;
+
+use crate::repository::repository;
 
 /// What the demonstration model was recorded to say in exact mode at temperature 0.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -33,12 +35,4 @@ pub fn write_demo(folder: &Path) -> io::Result<()> {
     let mut decoder = ruzstd::decoding::StreamingDecoder::new(packed).map_err(io::Error::other)?;
     io::copy(&mut decoder, &mut File::create(folder.join("model.safetensors"))?)?;
     Ok(())
-}
-
-/// Elsewhere than where it was built, a variable says where the files of tests are.
-fn repository() -> PathBuf {
-    match std::env::var_os("TEST_REPOSITORY") {
-        Some(folder) => folder.into(),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."),
-    }
 }

@@ -3,6 +3,8 @@ use std::{fs, io};
 
 use safetensors::{Dtype, SafeTensors};
 
+use crate::repository::repository;
+
 /// A prompt and what transformers makes of it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GoldenPrompt {
@@ -24,8 +26,7 @@ impl GoldenPrompt {
 
 /// The prompts of `tests/golden/<name>.safetensors`: `a` belongs to [`crate::CheckpointSpec::A`], `b` to `B`.
 pub fn golden(name: &str) -> io::Result<Vec<GoldenPrompt>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
-    golden_file(&folder.join(format!("{name}.safetensors")))
+    golden_file(&repository().join("tests/golden").join(format!("{name}.safetensors")))
 }
 
 /// The prompts of any file of that kind.

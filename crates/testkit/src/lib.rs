@@ -6,6 +6,7 @@ mod distance;
 mod golden;
 mod layouts;
 mod philox;
+mod repository;
 mod spec;
 mod tensors;
 
