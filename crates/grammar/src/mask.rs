@@ -45,6 +45,12 @@ pub(crate) static ASSISTANT: LazyLock<u32> = LazyLock::new(|| match Tokenizer::s
     _ => unreachable!("o200k has a token for \"assistant\""),
 });
 
+/// A letter that no keyword, number or punctuation of a structured text has: where it may come next, so may most words.
+pub(crate) static LETTER: LazyLock<u32> = LazyLock::new(|| match Tokenizer::shared().encode("w")[..] {
+    [token] => token,
+    _ => unreachable!("o200k has a token for every letter"),
+});
+
 /// Where a constrained text may end, and with which tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Exits(pub(crate) &'static [u32]);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tandem_step::{Constraint, Masker};
 
-use crate::mask::Mask;
+use crate::mask::{self, Mask};
 use crate::rules::Rules;
 use crate::walk::Walk;
 
@@ -20,7 +20,7 @@ const WAIT_MAX: Duration = Duration::from_secs(30);
 /// wrote before, and masks that somebody will want.
 ///
 /// Inside a string, where a mask is dear, most tokens that a model draws are allowed; where few are, a mask is cheap. So
-/// one that is asked for when a token was refused says nothing about the next, and is computed there and then. One that was
+/// one that is asked for after a question about tokens says nothing about the next, and is computed there and then. One that was
 /// asked for outright, because a device draws under it, is followed by others: these are computed ahead. That is decided by
 /// calls alone, never by time, so that all ranks spend the same on a grammar and come to its limits together.
 pub struct Masks {
@@ -170,10 +170,14 @@ impl Masker for Masks {
         }
     }
 
+    fn is_narrow(&mut self, slot: u32) -> Result<bool, String> {
+        self.allows(slot, *mask::LETTER).map(|letters| !letters)
+    }
+
     fn allows(&mut self, slot: u32, token: u32) -> Result<bool, String> {
         let entry = self.slot(slot)?;
         entry.demand.tokens = true;
-        entry.with_place(|place| place.walk.allows(token))
+        entry.with_place(|place| place.allows(token))
     }
 
     fn mask(&mut self, slot: u32) -> Result<Arc<[u32]>, String> {
@@ -216,6 +220,13 @@ impl Place {
     fn after(mut self, token: u32) -> Lane {
         self.walk.push(token)?;
         Ok(Self { mask: None, ..self })
+    }
+
+    fn allows(&mut self, token: u32) -> Result<bool, String> {
+        match &self.mask {
+            Some(mask) => Ok(mask::contains(mask, token)),
+            None => self.walk.allows(token),
+        }
     }
 
     fn mask(&mut self) -> Result<Mask, String> {

@@ -233,6 +233,8 @@ fn what_is_allowed_does_not_depend_on_who_asked_for_masks() {
             for token in asked {
                 (0..3).for_each(|slot| assert_eq!(masks.allows(slot, token), Ok(allows(&whole, token)), "at {at}"));
             }
+            let narrow = [0, 1, 2].map(|slot| masks.is_narrow(slot).unwrap());
+            assert!(narrow == [true; 3] || narrow == [false; 3], "{narrow:?} at {at}");
             if random.below(2) == 0 {
                 masks.order(2);
             }
@@ -243,6 +245,34 @@ fn what_is_allowed_does_not_depend_on_who_asked_for_masks() {
         }
         assert_eq!(masks.mask(1).unwrap(), masks.mask(0).unwrap());
         (0..3).for_each(|slot| masks.end(slot));
+    }
+}
+
+/// Structure is narrow, text is not, and where it is narrow a mask has few tokens.
+#[test]
+fn only_text_is_not_narrow() {
+    let schema = json!({"type": "object", "properties": {
+        "city": {"type": "string"}, "days": {"type": "integer"}, "unit": {"enum": ["C", "F"]}},
+        "required": ["city", "days", "unit"], "additionalProperties": false});
+    let rules = Rules::Reply(Reply { answer: Some(Content::Json(schema)), ..Reply::default() });
+    let pieces = [
+        ("<|channel|>", true),
+        ("analysis<|message|>Where is", false),
+        ("<|end|><|start|>assistant<|channel|>final<|message|>{\"", true),
+        ("city\":", true),
+        ("\"Oslo, Nor", false),
+        ("way\", \"days\": 12", true),
+        ("3, \"unit\": \"C\"}", true),
+    ];
+    let mut masks = Masks::start(1).unwrap();
+    masks.begin(0, &rules.constraint().unwrap(), &[]);
+    for (piece, narrow_after) in pieces {
+        for token in tokens(piece) {
+            masks.push(0, token);
+        }
+        assert_eq!(masks.is_narrow(0), Ok(narrow_after), "after {piece}");
+        let allowed: u32 = masks.mask(0).unwrap().iter().map(|word| word.count_ones()).sum();
+        assert_eq!(allowed < 10_000, narrow_after, "{allowed} tokens after {piece}");
     }
 }
 

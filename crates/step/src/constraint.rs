@@ -36,7 +36,8 @@ impl From<Constraint> for String {
 /// the same answers: nothing decides them but the constraint and the tokens.
 ///
 /// Whether one token may come next ([`allows`](Self::allows)) is known in microseconds; a [`mask`](Self::mask), which says
-/// it of all, takes a hundred times as long. So a mask is computed when a token was refused; or ahead, from the moment a
+/// it of all, takes a hundred times as long where many may, as inside a string, and ten times elsewhere. So a mask is
+/// computed where few may follow ([`is_narrow`](Self::is_narrow)) and where a token was refused; or ahead, from the moment a
 /// token is known while the device works on what follows it, where the mask before was asked for outright.
 ///
 /// An error is the request's end.
@@ -52,6 +53,11 @@ pub trait Masker: Send {
 
     /// Waits until everything is there that was begun for the slot, so that what follows does not wait.
     fn ready(&mut self, slot: u32, until: Instant) -> Result<(), String>;
+
+    /// Whether only few tokens may come next, as between the strings and numbers of JSON. There a token is drawn under the
+    /// mask; elsewhere as if it were free, and under the mask where that one is refused. The answer is part of how a request
+    /// is sampled, so it depends on the constraint and the tokens alone.
+    fn is_narrow(&mut self, slot: u32) -> Result<bool, String>;
 
     /// Whether this token may come next: whether its bit is set in the mask.
     fn allows(&mut self, slot: u32, token: u32) -> Result<bool, String>;

@@ -141,39 +141,64 @@ impl<B: Backend> Runner<B> {
         Ok(())
     }
 
-    /// First draws, and then second ones of those whose token was not allowed.
+    /// First draws, under their masks where few tokens may follow, and then second ones of those whose token was not allowed.
     fn draw_among_ranks(&mut self, asked: &[Row], drawn: &[Drawn], until: Instant) -> Result<Vec<u32>, ModelError> {
-        let first: Vec<(usize, Draw)> = drawn.iter().map(|drawn| drawn.first.clone()).enumerate().collect();
-        let mut tokens = self.model.draw_unembedded(&first)?;
-        let mut refused = Vec::new();
-        for (i, (Drawn { slot, .. }, token)) in drawn.iter().zip(&tokens).enumerate() {
-            if *token != NO_TOKEN && !self.allows(*slot, *token)? {
-                refused.push(i);
+        let mut narrow = Vec::new();
+        for (i, Drawn { slot, .. }) in drawn.iter().enumerate() {
+            if self.is_narrow(*slot)? {
+                narrow.push(i);
             }
         }
-        if refused.is_empty() {
-            return Ok(tokens);
+        let mut draws: Vec<(usize, Draw)> = drawn.iter().map(|drawn| drawn.first.clone()).enumerate().collect();
+        for (i, draw) in self.masked_draws(asked, drawn, narrow, until)? {
+            draws[i].1 = draw;
         }
-        let slots: Vec<u32> = refused.iter().map(|i| drawn[*i].slot).collect();
+        let mut tokens = self.model.draw_unembedded(&draws)?;
+        let mut refused = Vec::new();
+        for ((i, draw), token) in draws.iter().zip(&tokens) {
+            if draw.mask.is_none() && *token != NO_TOKEN && !self.allows(drawn[*i].slot, *token)? {
+                refused.push(*i);
+            }
+        }
+        let second = self.masked_draws(asked, drawn, refused, until)?;
+        if !second.is_empty() {
+            for ((i, _), token) in second.iter().zip(self.model.draw_unembedded(&second)?) {
+                tokens[*i] = token;
+            }
+        }
+        Ok(tokens)
+    }
+
+    /// Draws under a mask for those of `drawn` at these places whose masks all ranks have in time.
+    fn masked_draws(
+        &mut self,
+        asked: &[Row],
+        drawn: &[Drawn],
+        places: Vec<usize>,
+        until: Instant,
+    ) -> Result<Vec<(usize, Draw)>, ModelError> {
+        let slots: Vec<u32> = places.iter().map(|i| drawn[*i].slot).collect();
         for slot in &slots {
             self.masker.iter_mut().for_each(|masker| masker.order(*slot));
         }
-        self.await_slots(&slots, until)?;
-        let mut second = Vec::new();
-        for i in refused {
-            second.extend(self.second_draw(asked, &drawn[i])?.map(|draw| (i, draw)));
+        if !slots.is_empty() {
+            self.await_slots(&slots, until)?;
         }
-        for ((i, _), token) in second.iter().zip(self.model.draw_unembedded(&second)?) {
-            tokens[*i] = token;
+        let mut draws = Vec::new();
+        for i in places {
+            draws.extend(self.second_draw(asked, &drawn[i])?.map(|draw| (i, draw)));
         }
-        Ok(tokens)
+        Ok(draws)
     }
 
     /// First and second draws at once: the device is waited for only once, and masks were computed while it was busy.
     fn draw_on_device(&mut self, asked: &[Row], drawn: &[Drawn]) -> Result<Vec<u32>, ModelError> {
         let mut draws: Vec<(usize, Draw)> = drawn.iter().map(|drawn| drawn.first.clone()).enumerate().collect();
         for (i, drawn) in drawn.iter().enumerate() {
-            draws.extend(self.second_draw(asked, drawn)?.map(|draw| (i, draw)));
+            match self.second_draw(asked, drawn)? {
+                Some(draw) if self.is_narrow(drawn.slot)? => draws[i].1 = draw,
+                second => draws.extend(second.map(|draw| (i, draw))),
+            }
         }
         let mut tokens = self.model.draw_unembedded(&draws)?;
         let second = tokens.split_off(drawn.len());
@@ -194,6 +219,13 @@ impl<B: Backend> Runner<B> {
         Ok(slot
             .note(mask)
             .map(|mask| sampler::second_draw(&drawn.first, &slot.sampling, next_position(&asked[drawn.row]), mask)))
+    }
+
+    /// Whether there is a constraint under which few tokens may follow.
+    fn is_narrow(&mut self, slot: u32) -> Result<bool, ModelError> {
+        let Some(masker) = self.masker_of(slot)? else { return Ok(false) };
+        let narrow = masker.is_narrow(slot);
+        Ok(slot_mut(&mut self.slots, slot)?.note(narrow).unwrap_or(false))
     }
 
     /// Whether the constraint, if there is one, allows a token.
@@ -234,6 +266,10 @@ struct Bound<'a> {
 }
 
 impl Limit for Bound<'_> {
+    fn is_narrow(&mut self) -> Result<bool, String> {
+        self.masker.is_narrow(self.slot)
+    }
+
     fn allows(&mut self, token: u32) -> Result<bool, String> {
         self.masker.allows(self.slot, token)
     }

@@ -233,6 +233,7 @@ fn on_a_device_that_draws_the_constraint_holds_as_well() {
 /// Has every mask computed before its token is sampled, and knows what is allowed from the mask alone.
 struct Ahead {
     masks: Masks,
+    narrow: Arc<AtomicU64>,
     allowed: Arc<AtomicU64>,
     refused: Arc<AtomicU64>,
 }
@@ -250,6 +251,11 @@ impl Masker for Ahead {
     }
     fn ready(&mut self, slot: u32, until: Instant) -> Result<(), String> {
         self.masks.ready(slot, until)
+    }
+    fn is_narrow(&mut self, slot: u32) -> Result<bool, String> {
+        let narrow = self.masks.is_narrow(slot)?;
+        self.narrow.fetch_add(narrow.into(), Ordering::Relaxed);
+        Ok(narrow)
     }
     fn allows(&mut self, slot: u32, token: u32) -> Result<bool, String> {
         let allows = self.masks.mask(slot)?[token as usize / 32] >> (token % 32) & 1 == 1;
@@ -288,21 +294,20 @@ fn masks_on_demand_give_the_tokens_of_masks_computed_ahead() {
             Request { sampling, constraint, max_tokens: 20, ..request }
         })
         .collect();
-    let (allowed, refused) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-    let counted = || (Arc::clone(&allowed), Arc::clone(&refused));
-    let ahead = || {
-        let ((allowed, refused), masks) = (counted(), Masks::start(2).unwrap());
-        runner(cpu(), ROOMY).with_masker(Box::new(Ahead { masks, allowed, refused }))
-    };
-    let expected = run_on(ahead(), &requests, 2).0;
+    let counts: [Arc<AtomicU64>; 3] = std::array::from_fn(|_| Arc::default());
+    let [narrow, allowed, refused] = counts.clone();
+    let ahead = Ahead { masks: Masks::start(2).unwrap(), narrow, allowed, refused };
+    let expected = run_on(runner(cpu(), ROOMY).with_masker(Box::new(ahead)), &requests, 2).0;
     assert_eq!(run(&requests, 2, ROOMY).0, expected);
     assert_eq!(run(&requests, 1, CONTEXT / 16).0, expected, "preempted");
-    let [allowed, refused] = [&allowed, &refused].map(|count| count.load(Ordering::Relaxed));
-    assert!(allowed > 50 && refused > 50, "{allowed} first draws allowed, {refused} refused: too few of a kind");
+    let counts = counts.map(|count| count.load(Ordering::Relaxed));
+    assert!(counts.iter().all(|count| *count > 30), "{counts:?} narrow places, first draws allowed and refused");
 }
 
 /// Allows the ids below half of the vocabulary.
-struct LowerHalf;
+struct LowerHalf {
+    narrow: bool,
+}
 
 impl Masker for LowerHalf {
     fn begin(&mut self, _slot: u32, _constraint: &Constraint, _output: &[u32]) {}
@@ -311,6 +316,9 @@ impl Masker for LowerHalf {
     fn end(&mut self, _slot: u32) {}
     fn ready(&mut self, _slot: u32, _until: Instant) -> Result<(), String> {
         Ok(())
+    }
+    fn is_narrow(&mut self, _slot: u32) -> Result<bool, String> {
+        Ok(self.narrow)
     }
     fn allows(&mut self, _slot: u32, token: u32) -> Result<bool, String> {
         Ok(token < Tokenizer::VOCAB_SIZE as u32 / 2)
@@ -324,18 +332,21 @@ impl Masker for LowerHalf {
 /// The random number says which of the tokens allowed is drawn, not which of all.
 #[test]
 fn a_draw_under_a_mask_spreads_over_all_that_is_allowed() {
-    let backend = Drawing { cpu: cpu(), vocab: Tokenizer::VOCAB_SIZE };
-    let runner = runner(backend, ROOMY).with_masker(Box::new(LowerHalf));
     let hot = |seed| {
         // So hot that all tokens are equally likely.
         let sampling = Sampling { seed, temperature: 1e6, ..Sampling::default() };
         Request { prompt: vec![5, 6], max_tokens: 1, sampling, ..json_text(seed) }
     };
-    let (outcomes, _) = run_on(runner, &(0..200).map(hot).collect::<Vec<_>>(), 2);
-    let quarter = Tokenizer::VOCAB_SIZE as u32 / 4;
-    assert!(outcomes.iter().all(|outcome| outcome.tokens[0] < 2 * quarter));
-    let low = outcomes.iter().filter(|outcome| outcome.tokens[0] < quarter).count();
-    assert!((80..120).contains(&low), "{low} of 200 in the lower quarter");
+    let requests: Vec<Request> = (0..200).map(hot).collect();
+    for narrow in [false, true] {
+        let backend = Drawing { cpu: cpu(), vocab: Tokenizer::VOCAB_SIZE };
+        let runner = runner(backend, ROOMY).with_masker(Box::new(LowerHalf { narrow }));
+        let (outcomes, _) = run_on(runner, &requests, 2);
+        let quarter = Tokenizer::VOCAB_SIZE as u32 / 4;
+        assert!(outcomes.iter().all(|outcome| outcome.tokens[0] < 2 * quarter));
+        let low = outcomes.iter().filter(|outcome| outcome.tokens[0] < quarter).count();
+        assert!((80..120).contains(&low), "{low} of 200 in the lower quarter, narrow {narrow}");
+    }
 }
 
 #[test]

@@ -328,6 +328,9 @@ impl Masker for Late {
     fn ready(&mut self, slot: u32, until: Instant) -> Result<(), String> {
         if slot == 0 { Err("too late".into()) } else { self.0.ready(slot, until) }
     }
+    fn is_narrow(&mut self, slot: u32) -> Result<bool, String> {
+        self.0.is_narrow(slot)
+    }
     fn allows(&mut self, slot: u32, token: u32) -> Result<bool, String> {
         self.0.allows(slot, token)
     }
