@@ -161,8 +161,8 @@ pub fn plain_draw(sampling: &Sampling, generated: u32, position: u32) -> Option<
     }
 }
 
-/// The draw that decides where `first` gave a token that is not allowed: among those that `mask` allows.
-pub fn second_draw(first: &Draw, sampling: &Sampling, position: u32, mask: Arc<[u32]>) -> Draw {
+/// The draw among the tokens that `mask` allows: where these are few, or `first` gave one that is not among them.
+pub fn masked_draw(first: &Draw, sampling: &Sampling, position: u32, mask: Arc<[u32]>) -> Draw {
     let uniform = uniform(sampling.seed, position, Attempt::Second);
     Draw { temperature: first.temperature, uniform, mask: Some(mask) }
 }

@@ -186,7 +186,7 @@ impl<B: Backend> Runner<B> {
         }
         let mut draws = Vec::new();
         for i in places {
-            draws.extend(self.second_draw(asked, &drawn[i])?.map(|draw| (i, draw)));
+            draws.extend(self.masked_draw(asked, &drawn[i])?.map(|draw| (i, draw)));
         }
         Ok(draws)
     }
@@ -195,7 +195,7 @@ impl<B: Backend> Runner<B> {
     fn draw_on_device(&mut self, asked: &[Row], drawn: &[Drawn]) -> Result<Vec<u32>, ModelError> {
         let mut draws: Vec<(usize, Draw)> = drawn.iter().map(|drawn| drawn.first.clone()).enumerate().collect();
         for (i, drawn) in drawn.iter().enumerate() {
-            match self.second_draw(asked, drawn)? {
+            match self.masked_draw(asked, drawn)? {
                 Some(draw) if self.is_narrow(drawn.slot)? => draws[i].1 = draw,
                 second => draws.extend(second.map(|draw| (i, draw))),
             }
@@ -212,13 +212,13 @@ impl<B: Backend> Runner<B> {
     }
 
     /// The draw under a mask, where there is a constraint that could be followed.
-    fn second_draw(&mut self, asked: &[Row], drawn: &Drawn) -> Result<Option<Draw>, ModelError> {
+    fn masked_draw(&mut self, asked: &[Row], drawn: &Drawn) -> Result<Option<Draw>, ModelError> {
         let Some(masker) = self.masker_of(drawn.slot)? else { return Ok(None) };
         let mask = masker.mask(drawn.slot);
         let slot = slot_mut(&mut self.slots, drawn.slot)?;
         Ok(slot
             .note(mask)
-            .map(|mask| sampler::second_draw(&drawn.first, &slot.sampling, next_position(&asked[drawn.row]), mask)))
+            .map(|mask| sampler::masked_draw(&drawn.first, &slot.sampling, next_position(&asked[drawn.row]), mask)))
     }
 
     /// Whether there is a constraint under which few tokens may follow.
