@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
-use tandem_step::{Constraint, Masker};
+use tandem_step::{Ahead, Constraint, Masker};
 
 use crate::mask::{self, Mask};
 use crate::rules::Rules;
@@ -19,10 +19,9 @@ const WAIT_MAX: Duration = Duration::from_secs(30);
 /// Follows constrained slots, and has threads of its own for what takes long: compiling, catching up with what a request
 /// wrote before, and masks that somebody will want.
 ///
-/// Inside a string, where a mask is dear, most tokens that a model draws are allowed; where few are, a mask is cheap. So
-/// one that is asked for after a question about tokens says nothing about the next, and is computed there and then. One that was
-/// asked for outright, because a device draws under it, is followed by others: these are computed ahead. That is decided by
-/// calls alone, never by time, so that all ranks spend the same on a grammar and come to its limits together.
+/// Where few tokens may follow a mask is cheap, and needed. Inside a string it is dear, and most tokens that a model draws
+/// are allowed: there one is computed ahead only for a request whose latest draw at such a place was in vain. That is decided
+/// by calls alone, never by time, so that all ranks spend the same on a grammar and come to its limits together.
 pub struct Masks {
     slots: HashMap<u32, Slot>,
     /// Tells stays in the same slot apart.
@@ -35,7 +34,8 @@ struct Slot {
     stay: u64,
     /// `None` while a thread has it.
     lane: Option<Lane>,
-    demand: Demand,
+    /// Whether the latest token asked about at a place that was not narrow was refused.
+    refused: bool,
 }
 
 /// Where a request stands; or why it cannot go on.
@@ -43,17 +43,10 @@ type Lane = Result<Place, String>;
 
 struct Place {
     walk: Walk,
+    /// Whether few tokens may follow, once that was asked.
+    narrow: Option<bool>,
     /// The next mask, once it was computed.
     mask: Option<Mask>,
-}
-
-/// What was asked since the latest token.
-#[derive(Default)]
-struct Demand {
-    /// About single tokens.
-    tokens: bool,
-    /// For the mask, before anything else.
-    mask_outright: bool,
 }
 
 struct Job {
@@ -63,10 +56,20 @@ struct Job {
 }
 
 enum Task {
-    /// Compile and catch up, then compute the mask.
-    Begin { constraint: Constraint, output: Vec<u32> },
-    /// Take one more token, if there is one, then compute the mask.
-    Mask { place: Box<Place>, token: Option<u32> },
+    /// Compile and catch up, then compute the mask if it is narrow.
+    Begin {
+        constraint: Constraint,
+        output: Vec<u32>,
+    },
+    /// Take one more token, then compute the mask if it is narrow, or in any case.
+    Push {
+        place: Box<Place>,
+        token: u32,
+        in_any_case: bool,
+    },
+    Mask {
+        place: Box<Place>,
+    },
 }
 
 struct Done {
@@ -129,11 +132,11 @@ impl Masker for Masks {
     fn begin(&mut self, slot: u32, constraint: &Constraint, output: &[u32]) {
         let stay = self.next_stay;
         self.next_stay += 1;
-        self.slots.insert(slot, Slot { stay, lane: None, demand: Demand::default() });
+        self.slots.insert(slot, Slot { stay, lane: None, refused: false });
         self.send(slot, Task::Begin { constraint: constraint.clone(), output: output.to_vec() });
     }
 
-    fn push(&mut self, slot: u32, token: u32) {
+    fn push(&mut self, slot: u32, token: u32, ahead: Ahead) {
         let entry = match self.slot(slot) {
             Ok(entry) => entry,
             Err(reason) => {
@@ -142,9 +145,11 @@ impl Masker for Masks {
                 return;
             }
         };
-        let ahead = entry.demand.next();
+        let in_any_case = entry.refused || ahead == Ahead::Always;
         match entry.lane.take() {
-            Some(Ok(place)) if ahead => self.send(slot, Task::Mask { place: Box::new(place), token: Some(token) }),
+            Some(Ok(place)) if ahead != Ahead::Never => {
+                self.send(slot, Task::Push { place: Box::new(place), token, in_any_case })
+            }
             Some(Ok(place)) => entry.lane = Some(guarded(|| place.after(token))),
             failed => entry.lane = failed,
         }
@@ -152,12 +157,8 @@ impl Masker for Masks {
 
     fn order(&mut self, slot: u32) {
         let Some(entry) = self.slots.get_mut(&slot) else { return };
-        entry.demand.mask();
-        // A thread that has the lane computes the mask in any case.
         match entry.lane.take() {
-            Some(Ok(place)) if place.mask.is_none() => {
-                self.send(slot, Task::Mask { place: Box::new(place), token: None });
-            }
+            Some(Ok(place)) if place.mask.is_none() => self.send(slot, Task::Mask { place: Box::new(place) }),
             other => entry.lane = other,
         }
     }
@@ -171,19 +172,24 @@ impl Masker for Masks {
     }
 
     fn is_narrow(&mut self, slot: u32) -> Result<bool, String> {
-        self.allows(slot, *mask::LETTER).map(|letters| !letters)
+        self.slot(slot)?.with_place(Place::is_narrow)
     }
 
     fn allows(&mut self, slot: u32, token: u32) -> Result<bool, String> {
         let entry = self.slot(slot)?;
-        entry.demand.tokens = true;
-        entry.with_place(|place| place.allows(token))
+        let allows = entry.with_place(|place| place.allows(token))?;
+        if !entry.with_place(Place::is_narrow)? {
+            entry.refused = !allows;
+        }
+        Ok(allows)
+    }
+
+    fn mask_at_hand(&mut self, slot: u32) -> Option<Arc<[u32]>> {
+        self.slot(slot).ok()?.with_place(|place| Ok(place.mask.clone())).ok()?
     }
 
     fn mask(&mut self, slot: u32) -> Result<Arc<[u32]>, String> {
-        let entry = self.slot(slot)?;
-        entry.demand.mask();
-        entry.with_place(Place::mask)
+        self.slot(slot)?.with_place(Place::mask)
     }
 
     fn end(&mut self, slot: u32) {
@@ -214,12 +220,21 @@ impl Place {
         let rules = Rules::of(constraint).map_err(|error| error.to_string())?;
         let mut walk = Walk::new(&rules).map_err(|error| error.to_string())?;
         output.iter().try_for_each(|&token| walk.push(token))?;
-        Ok(Self { walk, mask: None })
+        Ok(Self { walk, narrow: None, mask: None })
     }
 
     fn after(mut self, token: u32) -> Lane {
         self.walk.push(token)?;
-        Ok(Self { mask: None, ..self })
+        Ok(Self { narrow: None, mask: None, ..self })
+    }
+
+    fn is_narrow(&mut self) -> Result<bool, String> {
+        if let Some(narrow) = self.narrow {
+            return Ok(narrow);
+        }
+        let narrow = !self.allows(*mask::LETTER)?;
+        self.narrow = Some(narrow);
+        Ok(narrow)
     }
 
     fn allows(&mut self, token: u32) -> Result<bool, String> {
@@ -237,17 +252,6 @@ impl Place {
     }
 }
 
-impl Demand {
-    fn mask(&mut self) {
-        self.mask_outright |= !self.tokens;
-    }
-
-    /// Goes on to the next token: whether to compute its mask ahead.
-    fn next(&mut self) -> bool {
-        std::mem::take(self).mask_outright
-    }
-}
-
 /// Until there can be no more jobs, or nobody wants their results.
 fn serve(jobs: &Mutex<Receiver<Job>>, done: &Sender<Done>) {
     loop {
@@ -261,12 +265,14 @@ fn serve(jobs: &Mutex<Receiver<Job>>, done: &Sender<Done>) {
 }
 
 fn work(task: Task) -> Lane {
-    let mut place = match task {
-        Task::Begin { constraint, output } => Place::begin(&constraint, &output)?,
-        Task::Mask { place, token: Some(token) } => place.after(token)?,
-        Task::Mask { place, token: None } => *place,
+    let (mut place, in_any_case) = match task {
+        Task::Begin { constraint, output } => (Place::begin(&constraint, &output)?, false),
+        Task::Push { place, token, in_any_case } => (place.after(token)?, in_any_case),
+        Task::Mask { place } => (*place, true),
     };
-    place.mask()?;
+    if in_any_case || place.is_narrow()? {
+        place.mask()?;
+    }
     Ok(place)
 }
 

@@ -8,7 +8,7 @@ use common::{Random, allows, read, write};
 use serde_json::{Value, json};
 use tandem_grammar::{Call, Content, Masks, Reply, Rules, RulesError, Walk};
 use tandem_harmony::{Tokenizer, special};
-use tandem_step::{Constraint, Masker};
+use tandem_step::{Ahead, Constraint, Masker};
 
 fn tokens(text: &str) -> Vec<u32> {
     Tokenizer::shared().encode_with_special(text)
@@ -210,7 +210,7 @@ fn masks_follow_from_rules_and_tokens_alone() {
         second.begin(0, &constraint, &written[..at]);
         assert_eq!(second.mask(0).unwrap(), expected, "resumed at {at}");
         second.end(0);
-        first.push(5, token);
+        first.push(5, token, Ahead::IfLikely);
         walk.push(token).unwrap();
     }
     assert_eq!(first.mask(5).unwrap(), walk.mask().unwrap());
@@ -241,7 +241,8 @@ fn what_is_allowed_does_not_depend_on_who_asked_for_masks() {
             if random.below(3) == 0 {
                 assert_eq!(masks.mask(2).unwrap(), whole, "at {at}");
             }
-            (0..3).for_each(|slot| masks.push(slot, token));
+            let ahead = [Ahead::Always, Ahead::Never, Ahead::IfLikely];
+            (0..3).zip(ahead).for_each(|(slot, ahead)| masks.push(slot, token, ahead));
         }
         assert_eq!(masks.mask(1).unwrap(), masks.mask(0).unwrap());
         (0..3).for_each(|slot| masks.end(slot));
@@ -268,12 +269,36 @@ fn only_text_is_not_narrow() {
     masks.begin(0, &rules.constraint().unwrap(), &[]);
     for (piece, narrow_after) in pieces {
         for token in tokens(piece) {
-            masks.push(0, token);
+            masks.push(0, token, Ahead::IfLikely);
         }
         assert_eq!(masks.is_narrow(0), Ok(narrow_after), "after {piece}");
         let allowed: u32 = masks.mask(0).unwrap().iter().map(|word| word.count_ones()).sum();
         assert_eq!(allowed < 10_000, narrow_after, "{allowed} tokens after {piece}");
     }
+}
+
+/// Masks of structure are there before anybody asks; those of text only where a token of the text before was refused.
+#[test]
+fn masks_are_computed_ahead_where_they_are_likely_needed() {
+    let rules =
+        Rules::Text(Content::Json(json!({"type": "array", "items": {"type": "string", "pattern": "^[a-z]*$"}})));
+    let mut masks = Masks::start(1).unwrap();
+    masks.begin(0, &rules.constraint().unwrap(), &[]);
+    assert!(masks.mask_at_hand(0).is_some());
+    let mut push = |text: &str, ahead, refused: bool| {
+        if refused {
+            assert_eq!(masks.allows(0, tokens("7")[0]), Ok(false));
+        }
+        tokens(text).into_iter().for_each(|token| masks.push(0, token, ahead));
+        masks.mask_at_hand(0).is_some()
+    };
+    assert!(push("[", Ahead::IfLikely, false), "structure");
+    assert!(!push("\"", Ahead::IfLikely, true), "what was refused outside of a text says nothing about it");
+    assert!(!push("ab", Ahead::IfLikely, false), "text");
+    assert!(push("cd", Ahead::IfLikely, true), "text in which a token was refused");
+    assert!(push("ef", Ahead::IfLikely, false), "nothing else was asked since");
+    assert!(!push("gh", Ahead::Never, false));
+    assert!(push("ij", Ahead::Always, false));
 }
 
 #[test]
@@ -289,7 +314,7 @@ fn slots_are_apart() {
         assert!(allows(&masks.mask(slot).unwrap(), first), "{word}");
     }
     // A slot that changes hands while its mask is still being computed.
-    masks.push(0, Tokenizer::shared().encode("alpha")[0]);
+    masks.push(0, Tokenizer::shared().encode("alpha")[0], Ahead::Always);
     masks.end(0);
     masks.begin(0, &constraint("omega"), &[]);
     let first = Tokenizer::shared().encode("omega")[0];
@@ -317,10 +342,10 @@ fn what_goes_wrong_is_an_error_of_that_slot_alone() {
     masks.begin(0, &Constraint::new("{".into()), &[]);
     masks.begin(1, &Rules::Text(Content::Choice(vec!["a".into()])).constraint().unwrap(), &[]);
     assert!(masks.mask(0).unwrap_err().contains("constraint"));
-    masks.push(0, 5);
+    masks.push(0, 5, Ahead::Never);
     assert!(masks.mask(0).is_err());
     assert!(masks.mask(1).is_ok());
     // A token that was not allowed.
-    masks.push(1, Tokenizer::shared().encode("z")[0]);
+    masks.push(1, Tokenizer::shared().encode("z")[0], Ahead::Never);
     assert!(masks.mask(1).is_err());
 }

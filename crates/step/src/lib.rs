@@ -15,7 +15,7 @@ mod sampling;
 mod worker;
 
 pub use capacity::Capacity;
-pub use constraint::{Constraint, Masker};
+pub use constraint::{Ahead, Constraint, Masker};
 pub use plan::{BlockAssignment, BlockCopy, Input, Pool, Row, Score, Slice, Start, StepPlan};
 pub use result::{RowResult, StepResult, StepTimings, TokenLogprobs};
 pub use sampling::Sampling;

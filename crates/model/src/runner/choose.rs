@@ -1,10 +1,11 @@
 //! The last part of a step: tokens are chosen and scored.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tandem_backend::{Backend, Draw, NO_TOKEN};
-use tandem_step::{Masker, Row, RowResult};
+use tandem_step::{Ahead, Masker, Row, RowResult};
 
 use super::{Runner, Slot, bad, slot_mut, slot_ref};
 use crate::forward::{LOGIT_ROWS, ModelError};
@@ -78,8 +79,8 @@ impl<B: Backend> Runner<B> {
         Ok((drawn, rest))
     }
 
-    /// Waits until all that was begun for constraints is there, and for the masks that are needed in any case: a device
-    /// draws with and without a mask at once, and ranks that sample each by itself must not wait for one another there.
+    /// Waits until all that was begun for constraints is there; and for the masks of those that ranks sample on their hosts,
+    /// each by itself, where they must not wait for one another.
     fn await_constraints(
         &mut self,
         asked: &[Row],
@@ -88,7 +89,7 @@ impl<B: Backend> Runner<B> {
         until: Instant,
     ) -> Result<(), ModelError> {
         let ranks = self.model.exchange_deadline().is_some();
-        let drawn = drawn.iter().map(|drawn| (drawn.slot, !ranks));
+        let drawn = drawn.iter().map(|drawn| (drawn.slot, false));
         let sampled = wanted.iter().filter_map(|(_, want)| match want {
             Want::Token(row) => Some((asked[*row].slot, ranks)),
             Want::Score { .. } => None,
@@ -128,41 +129,49 @@ impl<B: Backend> Runner<B> {
         results: &mut [RowResult],
     ) -> Result<(), ModelError> {
         self.model.unembed(&drawn.iter().map(|drawn| drawn.at).collect::<Vec<_>>())?;
-        let tokens = match self.model.exchange_deadline() {
-            Some(_) => self.draw_among_ranks(asked, drawn, until)?,
-            None => self.draw_on_device(asked, drawn)?,
-        };
+        let tokens = self.draw_unembedded(asked, drawn, until)?;
         for (Drawn { row, slot, .. }, token) in drawn.iter().zip(tokens) {
             slot_mut(&mut self.slots, *slot)?.take(known(token), &mut results[*row]);
             if let Some(masker) = self.masker_of(*slot)? {
-                masker.push(*slot, results[*row].token.unwrap_or_default());
+                masker.push(*slot, results[*row].token.unwrap_or_default(), Ahead::IfLikely);
             }
         }
         Ok(())
     }
 
-    /// First draws, under their masks where few tokens may follow, and then second ones of those whose token was not allowed.
-    fn draw_among_ranks(&mut self, asked: &[Row], drawn: &[Drawn], until: Instant) -> Result<Vec<u32>, ModelError> {
-        let mut narrow = Vec::new();
+    /// Draws under masks where few tokens may follow; elsewhere first draws, and second ones of those whose token was not
+    /// allowed. A device that is alone makes the second along with the first where a mask is at hand, and is waited for once.
+    fn draw_unembedded(&mut self, asked: &[Row], drawn: &[Drawn], until: Instant) -> Result<Vec<u32>, ModelError> {
+        let alone = self.model.exchange_deadline().is_none();
+        let (mut narrow, mut at_hand) = (Vec::new(), Vec::new());
         for (i, Drawn { slot, .. }) in drawn.iter().enumerate() {
             if self.is_narrow(*slot)? {
                 narrow.push(i);
+            } else if alone && self.masker_of(*slot)?.is_some_and(|masker| masker.mask_at_hand(*slot).is_some()) {
+                at_hand.push(i);
             }
         }
         let mut draws: Vec<(usize, Draw)> = drawn.iter().map(|drawn| drawn.first.clone()).enumerate().collect();
         for (i, draw) in self.masked_draws(asked, drawn, narrow, until)? {
             draws[i].1 = draw;
         }
+        let along = self.masked_draws(asked, drawn, at_hand, until)?;
+        draws.extend(along.iter().cloned());
         let mut tokens = self.model.draw_unembedded(&draws)?;
+        let mut second: HashMap<usize, u32> =
+            along.iter().map(|(i, _)| *i).zip(tokens.split_off(drawn.len())).collect();
         let mut refused = Vec::new();
-        for ((i, draw), token) in draws.iter().zip(&tokens) {
+        for ((i, draw), token) in draws.iter().zip(&mut tokens) {
             if draw.mask.is_none() && *token != NO_TOKEN && !self.allows(drawn[*i].slot, *token)? {
-                refused.push(*i);
+                match second.remove(i) {
+                    Some(second) => *token = second,
+                    None => refused.push(*i),
+                }
             }
         }
-        let second = self.masked_draws(asked, drawn, refused, until)?;
-        if !second.is_empty() {
-            for ((i, _), token) in second.iter().zip(self.model.draw_unembedded(&second)?) {
+        let late = self.masked_draws(asked, drawn, refused, until)?;
+        if !late.is_empty() {
+            for ((i, _), token) in late.iter().zip(self.model.draw_unembedded(&late)?) {
                 tokens[*i] = token;
             }
         }
@@ -177,38 +186,17 @@ impl<B: Backend> Runner<B> {
         places: Vec<usize>,
         until: Instant,
     ) -> Result<Vec<(usize, Draw)>, ModelError> {
-        let slots: Vec<u32> = places.iter().map(|i| drawn[*i].slot).collect();
-        for slot in &slots {
-            self.masker.iter_mut().for_each(|masker| masker.order(*slot));
+        let mut slots: Vec<u32> = places.iter().map(|i| drawn[*i].slot).collect();
+        if let Some(masker) = &mut self.masker {
+            slots.retain(|slot| masker.mask_at_hand(*slot).is_none());
+            slots.iter().for_each(|slot| masker.order(*slot));
         }
-        if !slots.is_empty() {
-            self.await_slots(&slots, until)?;
-        }
+        self.await_slots(&slots, until)?;
         let mut draws = Vec::new();
         for i in places {
             draws.extend(self.masked_draw(asked, &drawn[i])?.map(|draw| (i, draw)));
         }
         Ok(draws)
-    }
-
-    /// First and second draws at once: the device is waited for only once, and masks were computed while it was busy.
-    fn draw_on_device(&mut self, asked: &[Row], drawn: &[Drawn]) -> Result<Vec<u32>, ModelError> {
-        let mut draws: Vec<(usize, Draw)> = drawn.iter().map(|drawn| drawn.first.clone()).enumerate().collect();
-        for (i, drawn) in drawn.iter().enumerate() {
-            match self.masked_draw(asked, drawn)? {
-                Some(draw) if self.is_narrow(drawn.slot)? => draws[i].1 = draw,
-                second => draws.extend(second.map(|draw| (i, draw))),
-            }
-        }
-        let mut tokens = self.model.draw_unembedded(&draws)?;
-        let second = tokens.split_off(drawn.len());
-        for ((i, draw), token) in draws[drawn.len()..].iter().zip(second) {
-            let mask = draw.mask.as_deref().unwrap_or_default();
-            if !sampler::allows(mask, tokens[*i]) {
-                tokens[*i] = token;
-            }
-        }
-        Ok(tokens)
     }
 
     /// The draw under a mask, where there is a constraint that could be followed.
@@ -239,13 +227,19 @@ impl<B: Backend> Runner<B> {
     fn sample(&mut self, asked: &[Row], wanted: Wants, results: &mut [RowResult]) -> Result<(), ModelError> {
         let (rows, wants): (Vec<usize>, Vec<Want>) = wanted.into_iter().unzip();
         let Self { slots, masker, sampler, model, .. } = self;
+        // Ranks want all masks before they sample. Where the host computes the model as well there is nothing to do meanwhile.
+        let ahead = match model.exchange_deadline() {
+            Some(_) => Ahead::Always,
+            None if model.draws() => Ahead::IfLikely,
+            None => Ahead::Never,
+        };
         model.logits(&rows, |i, logits| match wants[i] {
             Want::Score { row, target, top } => results[row].scores.push(logprobs(logits, target, top)),
             Want::Token(row) => {
                 let (slot, position) = (asked[row].slot, next_position(&asked[row]));
                 if let Some(Some(state)) = slots.get_mut(slot as usize) {
                     let masker = masker.as_mut().filter(|_| state.follows());
-                    let bound = masker.map(|masker| Bound { masker: masker.as_mut(), slot });
+                    let bound = masker.map(|masker| Bound { masker: masker.as_mut(), slot, ahead });
                     state.choose(sampler, logits, position, bound, &mut results[row]);
                 }
             }
@@ -263,6 +257,7 @@ impl<B: Backend> Runner<B> {
 struct Bound<'a> {
     masker: &'a mut dyn Masker,
     slot: u32,
+    ahead: Ahead,
 }
 
 impl Limit for Bound<'_> {
@@ -325,8 +320,8 @@ impl Slot {
         let token = sampler.sample(logits, limit, &self.sampling, &self.history, self.generated, position);
         self.take(token, result);
         let token = result.token.unwrap_or_default();
-        if let Some(Bound { masker, slot }) = bound.filter(|_| self.follows()) {
-            masker.push(slot, token);
+        if let Some(Bound { masker, slot, ahead }) = bound.filter(|_| self.follows()) {
+            masker.push(slot, token, ahead);
         }
         result.logprobs = own.map(|(top, own)| logprobs(&own, token, top));
     }

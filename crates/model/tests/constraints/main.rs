@@ -15,7 +15,7 @@ use tandem_engine::{EngineSettings, FinishReason, Request, RequestId, Scheduler,
 use tandem_grammar::{Call, Content, Masks, Reply, Rules};
 use tandem_harmony::{STOP_TOKENS, Tokenizer, special};
 use tandem_model::{Formats, Model, Runner, ShardPlan, Synthetic, SyntheticKind};
-use tandem_step::{Capacity, Constraint, Masker, Sampling, StepPlan};
+use tandem_step::{Ahead, Capacity, Constraint, Masker, Sampling, StepPlan};
 
 const STREAMS: u32 = 4;
 const CONTEXT: u32 = 256;
@@ -231,20 +231,22 @@ fn on_a_device_that_draws_the_constraint_holds_as_well() {
 }
 
 /// Has every mask computed before its token is sampled, and knows what is allowed from the mask alone.
-struct Ahead {
+struct AllAhead {
     masks: Masks,
     narrow: Arc<AtomicU64>,
     allowed: Arc<AtomicU64>,
     refused: Arc<AtomicU64>,
 }
 
-impl Masker for Ahead {
+impl Masker for AllAhead {
     fn begin(&mut self, slot: u32, constraint: &Constraint, output: &[u32]) {
         self.masks.begin(slot, constraint, output);
     }
-    fn push(&mut self, slot: u32, token: u32) {
-        self.masks.push(slot, token);
-        self.masks.order(slot);
+    fn push(&mut self, slot: u32, token: u32, _ahead: Ahead) {
+        self.masks.push(slot, token, Ahead::Always);
+    }
+    fn mask_at_hand(&mut self, slot: u32) -> Option<Arc<[u32]>> {
+        self.masks.mask_at_hand(slot)
     }
     fn order(&mut self, slot: u32) {
         self.masks.order(slot);
@@ -296,7 +298,7 @@ fn masks_on_demand_give_the_tokens_of_masks_computed_ahead() {
         .collect();
     let counts: [Arc<AtomicU64>; 3] = std::array::from_fn(|_| Arc::default());
     let [narrow, allowed, refused] = counts.clone();
-    let ahead = Ahead { masks: Masks::start(2).unwrap(), narrow, allowed, refused };
+    let ahead = AllAhead { masks: Masks::start(2).unwrap(), narrow, allowed, refused };
     let expected = run_on(runner(cpu(), ROOMY).with_masker(Box::new(ahead)), &requests, 2).0;
     assert_eq!(run(&requests, 2, ROOMY).0, expected);
     assert_eq!(run(&requests, 1, CONTEXT / 16).0, expected, "preempted");
@@ -311,7 +313,10 @@ struct LowerHalf {
 
 impl Masker for LowerHalf {
     fn begin(&mut self, _slot: u32, _constraint: &Constraint, _output: &[u32]) {}
-    fn push(&mut self, _slot: u32, _token: u32) {}
+    fn push(&mut self, _slot: u32, _token: u32, _ahead: Ahead) {}
+    fn mask_at_hand(&mut self, slot: u32) -> Option<Arc<[u32]>> {
+        self.mask(slot).ok()
+    }
     fn order(&mut self, _slot: u32) {}
     fn end(&mut self, _slot: u32) {}
     fn ready(&mut self, _slot: u32, _until: Instant) -> Result<(), String> {

@@ -16,7 +16,7 @@ use tandem_model::{
     Checkpoint, Exchange, ExchangeError, ExpertSplit, Formats, LocalWorker, Model, Runner, ShardPlan, Synthetic,
     SyntheticKind, WeightStore,
 };
-use tandem_step::{Capacity, Constraint, Masker, Sampling, StepResult, TokenLogprobs, Worker};
+use tandem_step::{Ahead, Capacity, Constraint, Masker, Sampling, StepResult, TokenLogprobs, Worker};
 use tandem_testkit::{CheckpointSpec, Conversation, demo_conversations, golden, write_demo};
 
 use crate::drawing::Drawing;
@@ -319,8 +319,11 @@ impl Masker for Late {
     fn begin(&mut self, slot: u32, constraint: &Constraint, output: &[u32]) {
         self.0.begin(slot, constraint, output);
     }
-    fn push(&mut self, slot: u32, token: u32) {
-        self.0.push(slot, token);
+    fn push(&mut self, slot: u32, token: u32, ahead: Ahead) {
+        self.0.push(slot, token, ahead);
+    }
+    fn mask_at_hand(&mut self, slot: u32) -> Option<Arc<[u32]>> {
+        self.0.mask_at_hand(slot)
     }
     fn order(&mut self, slot: u32) {
         self.0.order(slot);
