@@ -1,14 +1,8 @@
 //! What must be the same to the bit in exact mode.
 
+use crate::golden::files;
 use crate::harness::{Harness, Part};
-use tandem_testkit::{CheckpointSpec, golden};
-
-const FILES: [(&str, CheckpointSpec); 2] = [("a", CheckpointSpec::A), ("b", CheckpointSpec::B)];
-
-/// An emulator is slow: one of them is to show the same there.
-fn files() -> impl Iterator<Item = (&'static str, CheckpointSpec)> {
-    FILES.into_iter().take(if std::env::var_os("TEST_EMULATED").is_some() { 1 } else { 2 })
-}
+use tandem_testkit::golden;
 
 /// The longest golden prompt: it crosses the window and YaRN's original context.
 pub fn long_prompt(name: &str) -> Vec<u32> {
