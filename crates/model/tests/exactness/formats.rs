@@ -6,10 +6,8 @@ use tandem_backend::conformance::divergence_max;
 use tandem_backend::{DenseFormat, KvFormat, Precision};
 use tandem_testkit::{CheckpointSpec, Conversation, Distance, demo_conversations, golden, write_demo};
 
-use crate::harness::{Harness, Part};
-
-/// Rows at a time: all logits of a long prompt would fill the memory.
-const CHUNK: usize = 32;
+use crate::golden::compare;
+use crate::harness::Harness;
 
 #[test]
 #[ignore = "minutes of arithmetic: a job of its own in .ci/run"]
@@ -18,12 +16,12 @@ fn what_formats_cost() {
         let folder = tempfile::tempdir().unwrap();
         tandem_testkit::write_hub(folder.path(), &spec).unwrap();
         let prompts: Vec<_> = golden(name).unwrap().into_iter().map(|prompt| prompt.tokens).collect();
-        compare(&format!("golden {name}"), folder.path(), &prompts);
+        run(&format!("golden {name}"), folder.path(), &prompts);
     }
     let folder = tempfile::tempdir().unwrap();
     write_demo(folder.path()).unwrap();
     let conversations: Vec<_> = demo_conversations().unwrap().iter().map(Conversation::tokens).collect();
-    compare("demonstration model", folder.path(), &conversations);
+    run("demonstration model", folder.path(), &conversations);
 }
 
 /// Every format in exact mode, then in fast mode those that `tandem` takes by default and those it can be asked for together.
@@ -42,28 +40,17 @@ fn formats() -> Vec<(Precision, DenseFormat, KvFormat)> {
 const SHIPPED: (Precision, DenseFormat, KvFormat) = (Precision::Exact, DenseFormat::Bf16, KvFormat::Bf16);
 
 /// Runs all of them over the prompts.
-fn compare(name: &str, folder: &Path, prompts: &[Vec<u32>]) {
+fn run(name: &str, folder: &Path, prompts: &[Vec<u32>]) {
     let open = |precision, dense, kv| Harness::open(folder, precision, dense, kv);
     let mut shipped = open(SHIPPED.0, SHIPPED.1, SHIPPED.2);
-    let mut others: Vec<_> = formats()
-        .into_iter()
-        .map(|(precision, dense, kv)| {
-            let what = format!("{name}: {precision:?}, {dense:?}, KV {kv:?}, from BF16 throughout");
-            (what, divergence_max(dense, kv), open(precision, dense, kv), Distance::default())
-        })
-        .collect();
-    for tokens in prompts {
-        for start in (0..tokens.len()).step_by(CHUNK) {
-            let part = Part { sequence: 0, tokens, range: start..tokens.len().min(start + CHUNK) };
-            let want = shipped.run(std::slice::from_ref(&part));
-            for (_, _, harness, distance) in &mut others {
-                let got = harness.run(std::slice::from_ref(&part));
-                want.iter().zip(&got).for_each(|(want, got)| distance.add(want, got));
-            }
-        }
-    }
-    for (what, most, _, distance) in others {
+    let formats = formats();
+    let mut others: Vec<_> =
+        formats.iter().map(|&(precision, dense, kv)| (open(precision, dense, kv), Distance::default())).collect();
+    prompts.iter().for_each(|tokens| compare(tokens, &mut shipped, &mut others));
+    for ((precision, dense, kv), (_, distance)) in formats.into_iter().zip(others) {
+        let what = format!("{name}: {precision:?}, {dense:?}, KV {kv:?}, from BF16 throughout");
         distance.print(&what);
+        let most = divergence_max(dense, kv);
         assert!(distance.mean() <= most, "{what}: mean divergence {:.2e} > {most:.1e}", distance.mean());
     }
 }

@@ -38,26 +38,24 @@ fn fast_mode_stays_close_to_exact_mode_over_the_same_weights() {
     for dense in DenseFormat::ALL {
         for (name, spec) in files() {
             let mut exact = Harness::new(&spec, Precision::Exact, dense, KvFormat::F32);
-            let mut fast = Harness::new(&spec, Precision::Fast, dense, KvFormat::Bf16);
-            let mut distance = Distance::default();
-            golden(name)
-                .unwrap()
-                .iter()
-                .for_each(|prompt| compare(&mut distance, &prompt.tokens, &mut exact, &mut fast));
-            check(&distance, &format!("{name}: fast {dense:?} from exact {dense:?}"));
+            let mut fast = [(Harness::new(&spec, Precision::Fast, dense, KvFormat::Bf16), Distance::default())];
+            golden(name).unwrap().iter().for_each(|prompt| compare(&prompt.tokens, &mut exact, &mut fast));
+            check(&fast[0].1, &format!("{name}: fast {dense:?} from exact {dense:?}"));
         }
     }
 }
 
-/// Adds the distance between two ways of computing some tokens, a few rows at a time: all logits of a long prompt would fill
-/// the memory.
-pub fn compare(distance: &mut Distance, tokens: &[u32], yardstick: &mut Harness, other: &mut Harness) {
+/// Adds the distance of other ways of computing some tokens from a yardstick, a few rows at a time: all logits of a long
+/// prompt would fill the memory.
+pub fn compare(tokens: &[u32], yardstick: &mut Harness, others: &mut [(Harness, Distance)]) {
     const CHUNK: usize = 32;
     for start in (0..tokens.len()).step_by(CHUNK) {
         let part = Part { sequence: 0, tokens, range: start..tokens.len().min(start + CHUNK) };
         let want = yardstick.run(std::slice::from_ref(&part));
-        let got = other.run(&[part]);
-        want.iter().zip(&got).for_each(|(want, got)| distance.add(want, got));
+        for (other, distance) in &mut *others {
+            let got = other.run(std::slice::from_ref(&part));
+            want.iter().zip(&got).for_each(|(want, got)| distance.add(want, got));
+        }
     }
 }
 
