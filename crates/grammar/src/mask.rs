@@ -40,16 +40,17 @@ pub(crate) static COMMON: LazyLock<CommonMasks> = LazyLock::new(|| CommonMasks {
 });
 
 /// The one token of the word "assistant".
-pub(crate) static ASSISTANT: LazyLock<u32> = LazyLock::new(|| match Tokenizer::shared().encode("assistant")[..] {
-    [token] => token,
-    _ => unreachable!("o200k has a token for \"assistant\""),
-});
+pub(crate) static ASSISTANT: LazyLock<u32> = LazyLock::new(|| the_one_token("assistant"));
 
 /// A letter that no keyword, number or punctuation of a structured text has: where it may come next, so may most words.
-pub(crate) static LETTER: LazyLock<u32> = LazyLock::new(|| match Tokenizer::shared().encode("w")[..] {
-    [token] => token,
-    _ => unreachable!("o200k has a token for every letter"),
-});
+pub(crate) static LETTER: LazyLock<u32> = LazyLock::new(|| the_one_token("w"));
+
+fn the_one_token(text: &str) -> u32 {
+    match Tokenizer::shared().encode(text)[..] {
+        [token] => token,
+        _ => unreachable!("o200k has a token for {text:?}"),
+    }
+}
 
 /// Where a constrained text may end, and with which tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

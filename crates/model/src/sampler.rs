@@ -176,7 +176,7 @@ pub fn logprobs(logits: &[f32], token: u32, top: u8) -> TokenLogprobs {
 }
 
 /// Whether `mask` allows a token: one bit per token id, 32 to a word, lowest bit first.
-pub fn allows(mask: &[u32], token: u32) -> bool {
+fn allows(mask: &[u32], token: u32) -> bool {
     mask.get(token as usize / 32).is_some_and(|word| word >> (token % 32) & 1 == 1)
 }
 
